@@ -1,0 +1,54 @@
+// What a backend fills in, and the plan it works from. Arguments arrive validated and complete.
+#ifndef POPNORM_CORE_BACKEND_HPP
+#define POPNORM_CORE_BACKEND_HPP
+
+#include <popnorm/popnorm.h>
+
+#include <cstddef>
+
+#include "core/problem.hpp"
+#include "core/tiling.hpp"
+
+namespace popnorm {
+
+struct Backend;
+
+struct Plan {
+  Problem problem;
+  Tiling tiling;
+  popnorm_schedule schedule = POPNORM_SCHEDULE_AUTO;
+  popnorm_stores stores = POPNORM_STORES_AUTO;
+  const Backend* backend = nullptr;
+  const char* isa = "";
+  std::size_t workspace_bytes = 0;
+  std::size_t reserve_bytes = 0;
+  // The backend's own part, so that a plan is one allocation. Trivially destructible.
+  alignas(std::max_align_t) std::byte state[128] = {};
+};
+
+struct Backend {
+  popnorm_backend id;
+  const char* name;
+  // Fills isa, workspace_bytes and state. `isa` null: the best.
+  popnorm_status (*prepare)(Plan&, const char* isa, const popnorm_executor* executor);
+  popnorm_status (*forward)(const Plan&, const popnorm_forward_args&, void* stream);
+  popnorm_status (*backward)(const Plan&, const popnorm_backward_args&, void* stream);
+  popnorm_status (*moments)(const Plan&, const popnorm_moments_args&, void* stream);
+  popnorm_status (*combine)(const Plan&, const popnorm_combine_args&, void* stream);
+  popnorm_status (*finalize)(const Plan&, const popnorm_finalize_args&, void* stream);
+  popnorm_status (*normalize)(const Plan&, const popnorm_normalize_args&, void* stream);
+  popnorm_status (*backward_reduce)(const Plan&, const popnorm_backward_reduce_args&, void* stream);
+  popnorm_status (*backward_apply)(const Plan&, const popnorm_backward_apply_args&, void* stream);
+};
+
+inline constexpr std::size_t kBufferAlignment = 64;
+
+constexpr std::size_t round_up(std::size_t bytes) {
+  return (bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
+}
+
+}  // namespace popnorm
+
+struct popnorm_plan : popnorm::Plan {};
+
+#endif

@@ -1,0 +1,47 @@
+#include "core/log.hpp"
+
+#include <chrono>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace popnorm {
+namespace {
+
+int level() {
+  static const int value = [] {
+    const char* text = std::getenv("POPNORM_VERBOSE");
+    if (text == nullptr || *text == '\0' || std::strcmp(text, "0") == 0) return 0;
+    return std::strcmp(text, "dispatch") == 0 ? 2 : 1;
+  }();
+  return value;
+}
+
+}  // namespace
+
+bool log_calls() { return level() >= 1; }
+bool log_dispatch() { return level() >= 2; }
+
+double log_clock() {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+void log_call(const char* operation, const Plan& plan, popnorm_status status, double milliseconds) {
+  const Problem& p = plan.problem;
+  std::fprintf(stderr, "popnorm,%s,%s,%s,%s,%s_%s_n%lld_c%lld_s%lld,%s,%.4f\n", POPNORM_VERSION_STRING, plan.backend->name,
+               plan.isa, operation, p.layout == POPNORM_NCHW ? "nchw" : "nhwc", p.storage == POPNORM_F64 ? "f64" : "f32",
+               static_cast<long long>(p.n), static_cast<long long>(p.c), static_cast<long long>(p.s),
+               popnorm_status_string(status), milliseconds);
+}
+
+void log_choice(const char* format, ...) {
+  char line[256];
+  std::va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(line, sizeof(line), format, arguments);
+  va_end(arguments);
+  std::fprintf(stderr, "popnorm,dispatch,%s\n", line);
+}
+
+}  // namespace popnorm

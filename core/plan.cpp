@@ -1,0 +1,25 @@
+#include "core/plan.hpp"
+
+#include <cstdlib>
+
+#include "core/registry.hpp"
+#include "core/reserve.hpp"
+#include "core/validate.hpp"
+
+namespace popnorm {
+
+popnorm_status make_plan(const popnorm_problem* problem, const popnorm_options* options, Plan& plan) {
+  if (const popnorm_status status = validate_problem(problem, plan.problem); status != POPNORM_SUCCESS) return status;
+  Options chosen;
+  if (const popnorm_status status = validate_options(options, chosen); status != POPNORM_SUCCESS) return status;
+  if (const popnorm_status status = find_backend(chosen.backend, plan.backend); status != POPNORM_SUCCESS) return status;
+  const Problem& p = plan.problem;
+  plan.tiling = Tiling(p.n, p.c, p.s);
+  plan.schedule = chosen.schedule;
+  plan.stores = chosen.stores;
+  plan.reserve_bytes = reserve_bytes(p);
+  const char* isa = chosen.isa != nullptr ? chosen.isa : std::getenv("POPNORM_ISA");
+  return plan.backend->prepare(plan, isa != nullptr && *isa != '\0' ? isa : nullptr, chosen.executor);
+}
+
+}  // namespace popnorm

@@ -1,0 +1,43 @@
+// The canonical problem: what validation makes of a popnorm_problem. Everything behind validate.cpp may trust it.
+#ifndef POPNORM_CORE_PROBLEM_HPP
+#define POPNORM_CORE_PROBLEM_HPP
+
+#include <popnorm/popnorm.h>
+
+#include <cstdint>
+
+namespace popnorm {
+
+// Which dimension vectors run over. Rows: positions of one (sample, channel). Columns: channels of one (sample, position).
+enum class Form { rows, columns };
+
+// Element strides of one tensor. `row` separates channels in the rows form, positions in the columns form.
+struct Strides {
+  std::int64_t sample = 0;
+  std::int64_t row = 0;
+};
+
+struct Problem {
+  std::int64_t n = 0;
+  std::int64_t c = 0;
+  std::int64_t s = 0;
+  popnorm_layout layout = POPNORM_NCHW;
+  Form form = Form::rows;
+  popnorm_type storage = POPNORM_F32;
+  popnorm_type parameters = POPNORM_F32;
+  popnorm_type statistics = POPNORM_F32;
+  double epsilon = 0;
+  Strides x, y, dy, dx;
+
+  std::int64_t elements() const { return n * c * s; }
+  double weight() const { return static_cast<double>(n * s); }
+  // Rows of one sample, and elements of a row.
+  std::int64_t rows() const { return form == Form::rows ? c : s; }
+  std::int64_t row_length() const { return form == Form::rows ? s : c; }
+};
+
+constexpr std::int64_t size_of(popnorm_type type) { return type == POPNORM_F64 ? 8 : 4; }
+
+}  // namespace popnorm
+
+#endif

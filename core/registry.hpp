@@ -1,0 +1,21 @@
+// The backends of this library. Only registry.cpp knows their names.
+#ifndef POPNORM_CORE_REGISTRY_HPP
+#define POPNORM_CORE_REGISTRY_HPP
+
+#include <popnorm/popnorm.h>
+
+#include "core/backend.hpp"
+
+namespace popnorm {
+
+// Chooses a backend; AUTO asks POPNORM_BACKEND. The status and message say why none serves.
+popnorm_status find_backend(popnorm_backend wanted, const Backend*& backend);
+
+// CPU instruction set tiers, best first.
+int isa_count();
+const char* isa_name(int index);
+bool isa_available(int index);
+
+}  // namespace popnorm
+
+#endif

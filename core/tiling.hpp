@@ -1,0 +1,145 @@
+// Tiling fixes the bits. A pure function of the problem cuts it into tiles; every tile gives one partial result per group
+// present in it (a slot), and a group's slots are combined along a balanced binary tree in ascending tile order. Threads,
+// caches and schedules decide only who computes a tile and when.
+#ifndef POPNORM_CORE_TILING_HPP
+#define POPNORM_CORE_TILING_HPP
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+
+#include "core/problem.hpp"
+#include "kernels/virtual_lanes.hpp"
+
+namespace popnorm {
+
+// Positions per tile and channel. Leaves sum in f32 only over 8 vectors at a time (kernels/README.md), so that accuracy
+// does not limit L; measured: shorter tiles pay for pivots and folds, longer ones leave L1 and starve small batches.
+inline constexpr std::int64_t kTileLength = 2048;
+
+// Slots stay below about 3 MiB at 16 bytes per channel: L grows with the problem beyond that.
+inline constexpr std::int64_t kSlotBudget = (std::int64_t{3} << 20) / 16;
+
+// Samples [n0, n1) x positions [s0, s1), all channels.
+struct Tile {
+  std::int64_t n0, n1, s0, s1;
+  std::int64_t positions() const { return (n1 - n0) * (s1 - s0); }
+};
+
+class Tiling {
+ public:
+  Tiling() = default;
+  // `run` > 0 restarts the cut every `run` samples: groups of contiguous(run) then never share a tile.
+  Tiling(std::int64_t n, std::int64_t c, std::int64_t s, std::int64_t run = 0) : n_(n), s_(s) {
+    if (n == 0 || s == 0) return;
+    const double budget = static_cast<double>(kSlotBudget) / static_cast<double>(c);
+    const double grown = static_cast<double>(n) * static_cast<double>(s) / std::max(budget, 1.0);
+    std::int64_t length = kTileLength;
+    while (static_cast<double>(length) < grown && length < (std::int64_t{1} << 24)) length *= 2;
+    run_ = run > 0 ? std::min(run, n) : n;
+    if (s > length) {
+      runs_ = (s + length - 1) / length;
+      tiles_ = n * runs_;
+    } else {
+      samples_ = std::min(std::max<std::int64_t>(length / s, 1), run_);
+      tiles_per_run_ = (run_ + samples_ - 1) / samples_;
+      const std::int64_t rest = n % run_;
+      tiles_ = n / run_ * tiles_per_run_ + (rest + samples_ - 1) / samples_;
+    }
+  }
+
+  std::int64_t tiles() const { return tiles_; }
+
+  // Positions of tile t. Tiles follow one another in memory order, so that any run of them has no gaps.
+  double weight(std::int64_t t) const { return static_cast<double>((*this)[t].positions()); }
+
+  Tile operator[](std::int64_t t) const {
+    if (runs_ > 0) {
+      const std::int64_t n = t / runs_;
+      const std::int64_t i = t % runs_;
+      return {n, n + 1, cut(i), cut(i + 1)};
+    }
+    const std::int64_t first = t / tiles_per_run_ * run_;
+    const std::int64_t n0 = first + t % tiles_per_run_ * samples_;
+    return {n0, std::min({n0 + samples_, first + run_, n_}), 0, s_};
+  }
+
+ private:
+  // Runs of a sample are equal up to kLanes positions, and start at virtual lane 0.
+  std::int64_t cut(std::int64_t i) const {
+    const std::int64_t units = (s_ + kLanes - 1) / kLanes;
+    return std::min(s_, (units / runs_ * i + std::min(i, units % runs_)) * kLanes);
+  }
+
+  std::int64_t n_ = 0, s_ = 0;
+  std::int64_t tiles_ = 0;
+  std::int64_t runs_ = 0;          // tiles per sample where one sample exceeds a tile, else 0
+  std::int64_t samples_ = 1;       // samples per tile otherwise
+  std::int64_t run_ = 1;           // samples after which the cut restarts
+  std::int64_t tiles_per_run_ = 1;
+};
+
+// Slots of a tiling whose samples belong to groups: slot indices are prefix sums over (tile, group present), groups of a
+// tile in ascending order.
+class Slots {
+ public:
+  // `first` holds tiles+1 entries, `group` and `weight` at least `count(tiling, group_of)` entries. group_of[n] in [0, groups).
+  Slots(const Tiling& tiling, std::span<const std::int32_t> group_of, std::int32_t groups, std::span<std::int64_t> first,
+        std::span<std::int32_t> group, std::span<std::int64_t> weight)
+      : first_(first), group_(group) {
+    std::int64_t slot = 0;
+    for (std::int64_t t = 0; t < tiling.tiles(); ++t) {
+      const Tile tile = tiling[t];
+      first[static_cast<std::size_t>(t)] = slot;
+      for (std::int32_t g = 0; g < groups; ++g) {
+        const std::int64_t samples = members(tile, group_of, g);
+        if (samples == 0) continue;
+        group[static_cast<std::size_t>(slot)] = g;
+        weight[static_cast<std::size_t>(slot)] = samples * (tile.s1 - tile.s0);
+        ++slot;
+      }
+    }
+    first[static_cast<std::size_t>(tiling.tiles())] = slot;
+  }
+
+  static std::int64_t count(const Tiling& tiling, std::span<const std::int32_t> group_of, std::int32_t groups) {
+    std::int64_t slots = 0;
+    for (std::int64_t t = 0; t < tiling.tiles(); ++t)
+      for (std::int32_t g = 0; g < groups; ++g) slots += members(tiling[t], group_of, g) > 0;
+    return slots;
+  }
+
+  // The slot of a group in a tile, or -1 if the group is absent there.
+  std::int64_t find(std::int64_t tile, std::int32_t group) const {
+    for (std::int64_t i = first_[static_cast<std::size_t>(tile)]; i < first_[static_cast<std::size_t>(tile) + 1]; ++i)
+      if (group_[static_cast<std::size_t>(i)] == group) return i;
+    return -1;
+  }
+
+ private:
+  static std::int64_t members(const Tile& tile, std::span<const std::int32_t> group_of, std::int32_t group) {
+    return std::count(group_of.begin() + tile.n0, group_of.begin() + tile.n1, group);
+  }
+
+  std::span<const std::int64_t> first_;
+  std::span<const std::int32_t> group_;
+};
+
+// leaf(0) ... leaf(count-1) merged along a balanced binary tree: neighbours pair up level by level, an odd one passes up. Needs
+// count >= 1 and a stack of log2(count) values.
+template <class Leaf, class Merge>
+auto balanced_tree(std::int64_t count, Leaf&& leaf, Merge&& merge) {
+  decltype(leaf(std::int64_t{0})) stack[64];
+  int depth = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    stack[depth++] = leaf(i);
+    for (std::int64_t pairs = i + 1; pairs % 2 == 0; pairs /= 2, --depth)
+      stack[depth - 2] = merge(stack[depth - 2], stack[depth - 1]);
+  }
+  for (; depth > 1; --depth) stack[depth - 2] = merge(stack[depth - 2], stack[depth - 1]);
+  return stack[0];
+}
+
+}  // namespace popnorm
+
+#endif

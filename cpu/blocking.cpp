@@ -1,0 +1,80 @@
+#include "cpu/blocking.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+namespace popnorm::cpu {
+namespace {
+
+// Below this many bytes of data a fork-join costs more than a second thread brings.
+constexpr std::int64_t kInlineBytes = std::int64_t{128} << 10;
+
+// Tasks per thread: enough to level out unequal speeds, few enough that each is long against its start.
+constexpr std::int64_t kTasksPerThread = 4;
+
+// A hypervisor reports the whole socket's last-level cache to a guest with two of its cores. No thread counts on more than
+// this share of it.
+constexpr std::int64_t kLargestLlcShare = std::int64_t{16} << 20;
+
+constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+const Caches& machine_caches() {
+  static const Caches caches = [] {
+    Caches found;
+    if (const long l2 = ::sysconf(_SC_LEVEL2_CACHE_SIZE); l2 > 0) found.l2 = l2;
+    const long llc = ::sysconf(_SC_LEVEL3_CACHE_SIZE);
+    const long cores = ::sysconf(_SC_NPROCESSORS_ONLN);
+    if (llc > 0) found.llc = std::min<std::int64_t>(llc, kLargestLlcShare * std::max<long>(cores, 1));
+    return found;
+  }();
+  return caches;
+}
+
+Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& work, const Caches& caches, int concurrency,
+                         popnorm_schedule schedule, popnorm_stores stores) {
+  const std::int64_t threads = std::max(concurrency, 1);
+  const std::int64_t bytes = p.elements() * size_of(p.storage);
+  const std::int64_t positions = std::max<std::int64_t>(p.n * p.s, 1);
+  const std::int64_t line = 64 / size_of(p.storage);
+  Blocking b{};
+  b.parallel = threads > 1 && bytes * work.tensors > kInlineBytes;
+  // Measured (docs/performance.md): ordinary stores win while input and output stay in the last-level cache.
+  b.stream = stores == POPNORM_STORES_STREAMING ||
+             (stores == POPNORM_STORES_AUTO && bytes * (work.tensors + 1) >= caches.llc + caches.llc / 4);
+
+  const bool both = work.reduces && work.applies;
+  const bool rows = p.form == Form::rows;
+  if (schedule == POPNORM_SCHEDULE_AUTO) {
+    // Columns: a slab would read short pieces of every position; it pays only when one thread does everything in cache.
+    b.slabs = both && (rows ? p.c >= 2 * threads : !b.parallel);
+  } else {
+    b.slabs = schedule == POPNORM_SLAB;
+  }
+
+  if (b.slabs) {
+    const std::int64_t channel = positions * size_of(p.storage) * work.tensors;
+    std::int64_t channels = std::max<std::int64_t>(caches.l2 / 6 / std::max<std::int64_t>(channel, 1), 1);
+    // Whole lines per sample where rows are short, and whole vectors of channels in the columns form.
+    const std::int64_t unit = rows ? (p.s % line == 0 ? 1 : line / std::min(line, p.s & -p.s)) : line;
+    channels = divide_up(channels, unit) * unit;
+    const std::int64_t share = b.parallel ? divide_up(p.c, threads * 2) : p.c;
+    b.channels = std::clamp<std::int64_t>(std::min(channels, divide_up(share, unit) * unit), 1, p.c);
+    if (!rows && !b.parallel) b.channels = p.c;
+    const std::int64_t slabs = divide_up(p.c, b.channels);
+    b.slabs_per_task = b.parallel ? std::max<std::int64_t>(slabs / (threads * kTasksPerThread), 1) : slabs;
+    return b;
+  }
+
+  const std::int64_t tasks = b.parallel ? threads * kTasksPerThread : 1;
+  const std::int64_t tiles = std::max<std::int64_t>(tiling.tiles(), 1);
+  b.tiles = std::max<std::int64_t>(tiles / tasks, 1);
+  const std::int64_t cuts = divide_up(tasks, divide_up(tiles, b.tiles));
+  const std::int64_t unit = rows ? 1 : line;
+  b.channels = std::min(p.c, divide_up(divide_up(p.c, cuts), unit) * unit);
+  return b;
+}
+
+}  // namespace popnorm::cpu

@@ -1,0 +1,47 @@
+// Which task runs which tiles and channels. A pure function of the problem, the caches and the number of threads; it can never
+// change a bit.
+#ifndef POPNORM_CPU_BLOCKING_HPP
+#define POPNORM_CPU_BLOCKING_HPP
+
+#include <popnorm/popnorm.h>
+
+#include <cstdint>
+
+#include "core/problem.hpp"
+#include "core/tiling.hpp"
+
+namespace popnorm::cpu {
+
+struct Caches {
+  std::int64_t l2 = std::int64_t{1} << 20;    // bytes per core
+  std::int64_t llc = std::int64_t{32} << 20;  // bytes that this machine's threads may count on together
+};
+
+// Of the machine we run on.
+const Caches& machine_caches();
+
+struct Blocking {
+  // Slabs: channel groups of `channels`, `slabs_per_task` consecutive ones per task.
+  // Phases: tasks of `tiles` tiles x `channels` channels.
+  bool slabs;
+  std::int64_t channels;
+  std::int64_t slabs_per_task;
+  std::int64_t tiles;
+  bool parallel;  // else the calling thread does it all
+  bool stream;    // non-temporal stores
+};
+
+// `tensors`: how many tensors statistics read (1 forward, 2 backward). `sweeps`: whether data is read for statistics, then
+// again to be applied; a single sweep gains nothing from slabs.
+struct Work {
+  int tensors;
+  bool reduces;
+  bool applies;
+};
+
+Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& work, const Caches& caches, int concurrency,
+                         popnorm_schedule schedule, popnorm_stores stores);
+
+}  // namespace popnorm::cpu
+
+#endif

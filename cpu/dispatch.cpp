@@ -1,0 +1,74 @@
+#include "cpu/dispatch.hpp"
+
+#include <cpuid.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/error.hpp"
+#include "core/log.hpp"
+
+namespace popnorm::cpu {
+
+extern const KernelTable kernels_avx512;
+extern const KernelTable kernels_avx2;
+extern const KernelTable kernels_baseline;
+
+namespace {
+
+// What both the processor (CPUID) and the operating system (XCR0: which registers it saves) allow. xsimd 8.1 asks neither
+// correctly.
+struct Machine {
+  bool avx2 = false;
+  bool avx512 = false;
+
+  Machine() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid(1, &a, &b, &c, &d) == 0) return;
+    const bool osxsave = bit(c, 27), avx = bit(c, 28), f16c = bit(c, 29);
+    if (!osxsave || !avx || !f16c) return;
+    std::uint32_t low = 0, high = 0;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & 0x6) != 0x6) return;  // xmm and ymm
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return;
+    avx2 = bit(b, 5);
+    // F, DQ, CD, BW, VL; opmask and both halves of zmm.
+    avx512 = avx2 && bit(b, 16) && bit(b, 17) && bit(b, 28) && bit(b, 30) && bit(b, 31) && (low & 0xe0) == 0xe0;
+  }
+
+  static bool bit(unsigned word, int index) { return (word >> index & 1U) != 0; }
+};
+
+const Machine& machine() {
+  static const Machine detected;
+  return detected;
+}
+
+constexpr Tier kTiers[] = {
+    {&kernels_avx512, "AVX-512 F, CD, DQ, BW, VL and their operating system support", [] { return machine().avx512; }},
+    {&kernels_avx2, "AVX2, F16C and their operating system support", [] { return machine().avx2; }},
+    {&kernels_baseline, "x86-64", [] { return true; }},
+};
+constexpr int kTierCount = sizeof(kTiers) / sizeof(kTiers[0]);
+
+}  // namespace
+
+int tier_count() { return kTierCount; }
+const Tier& tier(int index) { return kTiers[index]; }
+
+popnorm_status choose_tier(const char* name, const KernelTable*& table) {
+  for (const Tier& t : kTiers) {
+    if (name != nullptr && std::strcmp(name, t.table->isa) != 0) continue;
+    if (t.available()) {
+      table = t.table;
+      return POPNORM_SUCCESS;
+    }
+    if (name != nullptr)
+      return fail(POPNORM_UNSUPPORTED, "plan: isa \"%s\" does not run here, it needs %s; use popnorm_isa_available", name,
+                  t.needs);
+    if (log_dispatch()) log_choice("isa %s refused: needs %s", t.table->isa, t.needs);
+  }
+  return fail(POPNORM_INVALID, "plan: isa is \"%s\", must be avx512, avx2 or baseline (popnorm_isa_name)", name);
+}
+
+}  // namespace popnorm::cpu

@@ -1,0 +1,54 @@
+// Compiled once per ISA tier, with POPNORM_ISA_NAME, POPNORM_ISA_ARCH and that tier's compiler flags. Everything but the table
+// is in an anonymous namespace: an inline function with this tier's instructions must never serve the rest of the library.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+#include <xsimd/xsimd.hpp>
+
+#include "cpu/kernel_table.hpp"
+#include "kernels/virtual_lanes.hpp"
+
+#if defined(__AVX512BW__)
+#define POPNORM_TIER_AVX512
+#elif defined(__AVX2__)
+#define POPNORM_TIER_AVX2
+#endif
+
+#define POPNORM_STRING_(x) #x
+#define POPNORM_STRING(x) POPNORM_STRING_(x)
+#define POPNORM_CAT_(a, b) a##b
+#define POPNORM_CAT(a, b) POPNORM_CAT_(a, b)
+
+namespace popnorm::cpu {
+namespace {
+
+using Arch = POPNORM_ISA_ARCH;
+
+// clang-format off: each layer builds on those before
+#include "kernels/simd/lanes.hpp"
+#include "kernels/simd/reduce.hpp"
+#include "kernels/simd/moments.hpp"
+#include "kernels/simd/backward_reduce.hpp"
+#include "kernels/simd/elementwise.hpp"
+#include "kernels/simd/normalize.hpp"
+#include "kernels/simd/backward_apply.hpp"
+// clang-format on
+
+template <class T>
+constexpr Kernels kRowKernels{moments_rows<T>, normalize_rows<T>, backward_reduce_rows<T>, backward_apply_rows<T>};
+
+template <class T>
+constexpr Kernels kColumnKernels{moments_columns<T>, normalize_columns<T>, backward_reduce_columns<T>,
+                                 backward_apply_columns<T>};
+
+}  // namespace
+
+extern const KernelTable POPNORM_CAT(kernels_, POPNORM_ISA_NAME);
+constinit const KernelTable POPNORM_CAT(kernels_, POPNORM_ISA_NAME){
+    POPNORM_STRING(POPNORM_ISA_NAME),
+    {{kRowKernels<float>, kRowKernels<double>}, {kColumnKernels<float>, kColumnKernels<double>}}};
+
+}  // namespace popnorm::cpu

@@ -1,0 +1,97 @@
+// What one ISA tier offers. The same table drives dispatch, tests and bench.
+//
+// Kernels see blocks and coefficient rows, never problems: who is normalized with whom, epsilon, parameter types and
+// statistics sources are resolved before. They own no threads and no memory.
+//
+// T is the storage type (its arithmetic type too: float or double). All strides are in elements.
+#ifndef POPNORM_CPU_KERNEL_TABLE_HPP
+#define POPNORM_CPU_KERNEL_TABLE_HPP
+
+#include <cstdint>
+
+namespace popnorm::cpu {
+
+// Samples x positions x channels of a tensor. Sample k of the block is sample index[k], or k where index is null, so that the
+// samples of one group need not be neighbours. Tensors carry their own strides (`row` separates channels in the rows form,
+// positions in the columns form).
+struct Block {
+  std::int64_t samples;
+  std::int64_t positions;
+  std::int64_t channels;
+  const std::int64_t* index;
+};
+
+template <class Pointer>
+struct Tensor {
+  Pointer first;
+  std::int64_t sample;
+  std::int64_t row;
+};
+using Input = Tensor<const void*>;
+using Output = Tensor<void*>;
+
+// Per channel of the block: mean and m2 of x. The block is one slot: at most 2^26 positions.
+struct MomentsArgs {
+  Block block;
+  Input x;
+  double* mean;
+  double* m2;
+};
+
+// y = (x - hi)*s + b, with rows of T per channel.
+struct NormalizeArgs {
+  Block block;
+  Input x;
+  Output y;
+  const void* hi;
+  const void* s;
+  const void* b;
+  bool stream;            // non-temporal stores where y is aligned
+  std::int64_t prefetch;  // elements ahead of what is read to prefetch into L2; 0 = none
+};
+
+// Per channel of the block: sum(dy) and sum(dy*(x - hi)).
+struct BackwardReduceArgs {
+  Block block;
+  Input x;
+  Input dy;
+  const void* hi;
+  double* sum_dy;
+  double* sum_dy_d;
+};
+
+// dx = a*((dy - k1) - ((x - hi)*invstd)*k2).
+struct BackwardApplyArgs {
+  Block block;
+  Input x;
+  Input dy;
+  Output dx;
+  const void* hi;
+  const void* invstd;
+  const void* a;
+  const void* k1;
+  const void* k2;
+  bool stream;
+  std::int64_t prefetch;
+};
+
+// The kernels of one form and storage type.
+struct Kernels {
+  void (*moments)(const MomentsArgs&);
+  void (*normalize)(const NormalizeArgs&);
+  void (*backward_reduce)(const BackwardReduceArgs&);
+  void (*backward_apply)(const BackwardApplyArgs&);
+};
+
+enum class Storage { f32, f64 };
+inline constexpr int kStorages = 2;
+inline constexpr int kForms = 2;
+
+struct KernelTable {
+  const char* isa;
+  Kernels kernels[kForms][kStorages];  // [Form][Storage]
+};
+
+}  // namespace popnorm::cpu
+
+#endif

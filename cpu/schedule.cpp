@@ -1,0 +1,88 @@
+#include "cpu/schedule.hpp"
+
+#include <algorithm>
+#include <atomic>
+
+#include "core/error.hpp"
+#include "core/fp_environment.hpp"
+
+namespace popnorm::cpu {
+namespace {
+
+constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// body(i) for i in [0, count), each under the library's floating-point environment; false if not all were run.
+template <class Body>
+bool for_each_task(const Executor& executor, std::int64_t count, const Body& body) {
+  struct Shared {
+    const Body& body;
+    std::atomic<std::int64_t> done{0};
+  } shared{body};
+  const auto task = [](void* argument, std::int64_t index) {
+    auto& s = *static_cast<Shared*>(argument);
+    const FpEnvironment environment;
+    s.body(index);
+    s.done.fetch_add(1, std::memory_order_relaxed);
+  };
+  if (count == 1)
+    task(&shared, 0);
+  else
+    executor.parallel_for(executor.context, count, task, &shared);
+  return shared.done.load(std::memory_order_relaxed) == count;
+}
+
+bool run_slabs(const Stages& stages, const Blocking& b, std::int64_t tiles, std::int64_t channels, const Executor& executor) {
+  const std::int64_t slabs = divide_up(channels, b.channels);
+  const std::int64_t tasks = divide_up(slabs, b.slabs_per_task);
+  return for_each_task(executor, tasks, [&](std::int64_t task) {
+    const std::int64_t last = std::min(slabs, (task + 1) * b.slabs_per_task);
+    for (std::int64_t slab = task * b.slabs_per_task; slab < last; ++slab) {
+      const Channels c{slab * b.channels, std::min(channels, (slab + 1) * b.channels)};
+      if (stages.reduce != nullptr)
+        for (std::int64_t t = 0; t < tiles; ++t) stages.reduce(stages.context, t, c);
+      stages.fold(stages.context, c);
+      const std::int64_t ahead = slab + 1 < last ? b.channels : 0;
+      if (stages.apply != nullptr)
+        for (std::int64_t t = 0; t < tiles; ++t) stages.apply(stages.context, t, c, ahead);
+    }
+  });
+}
+
+bool run_phases(const Stages& stages, const Blocking& b, std::int64_t tiles, std::int64_t channels, const Executor& executor) {
+  const std::int64_t cuts = divide_up(channels, b.channels);
+  const std::int64_t tile_tasks = divide_up(tiles, b.tiles);
+  const auto over_tiles = [&](const auto& stage) {
+    return for_each_task(executor, tile_tasks * cuts, [&](std::int64_t task) {
+      const std::int64_t cut = task % cuts;
+      const Channels c{cut * b.channels, std::min(channels, (cut + 1) * b.channels)};
+      const std::int64_t last = std::min(tiles, (task / cuts + 1) * b.tiles);
+      for (std::int64_t t = task / cuts * b.tiles; t < last; ++t) stage(t, c);
+    });
+  };
+  // Merging costs tens of nanoseconds a partial result: spread it only where there are many.
+  constexpr std::int64_t kFoldGrain = 4096;
+  const std::int64_t fold_channels =
+      std::min(channels, std::max<std::int64_t>(kFoldGrain / std::max<std::int64_t>(tiles, 1), 8));
+  bool complete = true;
+  if (stages.reduce != nullptr)
+    complete = over_tiles([&](std::int64_t t, Channels c) { stages.reduce(stages.context, t, c); });
+  complete = complete && for_each_task(executor, divide_up(channels, fold_channels), [&](std::int64_t i) {
+               stages.fold(stages.context, {i * fold_channels, std::min(channels, (i + 1) * fold_channels)});
+             });
+  if (complete && stages.apply != nullptr)
+    complete = over_tiles([&](std::int64_t t, Channels c) { stages.apply(stages.context, t, c, 0); });
+  return complete;
+}
+
+}  // namespace
+
+popnorm_status run_stages(const char* operation, const Stages& stages, const Blocking& blocking, std::int64_t tiles,
+                          std::int64_t channels, const Executor& executor) {
+  const Executor& chosen = blocking.parallel ? executor : kInlineExecutor;
+  const bool complete = blocking.slabs ? run_slabs(stages, blocking, tiles, channels, chosen)
+                                       : run_phases(stages, blocking, tiles, channels, chosen);
+  if (complete) return POPNORM_SUCCESS;
+  return fail(POPNORM_INTERNAL, "%s: the executor did not run every task exactly once; outputs are incomplete", operation);
+}
+
+}  // namespace popnorm::cpu

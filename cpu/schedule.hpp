@@ -1,0 +1,36 @@
+// Runs the three stages of an operation over tiles and channels. It knows threads and caches, and no formula.
+#ifndef POPNORM_CPU_SCHEDULE_HPP
+#define POPNORM_CPU_SCHEDULE_HPP
+
+#include <popnorm/popnorm.h>
+
+#include <cstdint>
+
+#include "cpu/blocking.hpp"
+#include "cpu/executor.hpp"
+
+namespace popnorm::cpu {
+
+struct Channels {
+  std::int64_t begin;
+  std::int64_t end;
+};
+
+// Any stage may be absent. Calls on distinct channels, or distinct tiles of one stage, are independent.
+struct Stages {
+  void* context;
+  // One tile's partial results.
+  void (*reduce)(void* context, std::int64_t tile, Channels channels);
+  // Combines all tiles' partial results and makes what apply needs. Every operation has it.
+  void (*fold)(void* context, Channels channels);
+  // Writes one tile of the output. `ahead`: channels to the slab that this thread reads next; 0 = none.
+  void (*apply)(void* context, std::int64_t tile, Channels channels, std::int64_t ahead);
+};
+
+// INTERNAL if the executor did not run every task exactly once.
+popnorm_status run_stages(const char* operation, const Stages& stages, const Blocking& blocking, std::int64_t tiles,
+                          std::int64_t channels, const Executor& executor);
+
+}  // namespace popnorm::cpu
+
+#endif

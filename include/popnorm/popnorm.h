@@ -1,0 +1,505 @@
+/* popnorm: batch normalization kernels. The C ABI (C11, C++20).
+ *
+ * A *problem* says what is normalized: N samples x C channels x S positions (all spatial dimensions collapsed; S = 1 is
+ * BatchNorm1d), a layout, storage types, strides and epsilon. A *plan* is the immutable, thread-shareable result of
+ * validating a problem and choosing an implementation. Every run entry takes (plan, one argument struct, stream).
+ *
+ *   problem --popnorm_plan_create--> plan --popnorm_plan_query--> sizes of workspace and reserve
+ *   forward  = moments -> finalize -> normalize             popnorm_forward
+ *   backward = backward_reduce -> backward_apply            popnorm_backward
+ *
+ * Shapes.    x, y, dy, dx: N x C x S elements in `layout`, with the problem's strides.
+ *            scale, shift, dscale, dshift: [C], of type `parameters`.
+ *            mean, variance, saved_*, running_*: [C], of type `statistics`.
+ *            moments and sums: [C], always double.
+ *
+ * Formulas.  (Ioffe & Szegedy 2015; moments by Chan, Golub & LeVeque 1983)
+ *            W = N*S, mean = sum(x)/W, m2 = sum((x-mean)^2), variance = m2/W (biased; unbiased is m2/(W-1)),
+ *            invstd = 1/sqrt(variance + epsilon), xhat = (x-mean)*invstd, y = scale*xhat + shift,
+ *            dshift = sum(dy), dscale = sum(dy*xhat),
+ *            dx = scale*invstd*(dy - dshift/W - xhat*dscale/W)   through batch statistics,
+ *            dx = scale*invstd*dy                                with given statistics.
+ *            Error bounds: docs/numerics.md.
+ *
+ * Aliasing.  y may be x, dx may be dy or x (same pointer and same strides). No other output may overlap an input or
+ *            another output; overlap is found and refused (POPNORM_INVALID).
+ *
+ * Errors.    Every entry returns a status. On anything but POPNORM_SUCCESS nothing was written to the caller's buffers
+ *            and popnorm_last_error() says which subject had which value, the rule it broke, and the remedy.
+ *            POPNORM_INVALID: the call can never be right. POPNORM_UNSUPPORTED: a sensible call that this version,
+ *            build or machine does not serve.
+ *
+ * Structs    begin with `size`, filled by the POPNORM_..._INIT macros together with the defaults. Zero means default
+ *            for pointers, strides and enums; numbers mean what they say. A larger struct than this library knows is
+ *            accepted if the bytes beyond are zero, else POPNORM_UNSUPPORTED.
+ *
+ * Results    are the same bits for any number of threads, any executor, any schedule and any instruction set
+ *            (popnorm_numerics_version() changes when bits change), whatever rounding mode the caller has set.
+ *
+ * Threads.   Plans may be shared. Concurrent calls need distinct workspaces and outputs. Nothing allocates in a run
+ *            entry except what oneTBB allocates for its tasks.
+ */
+#ifndef POPNORM_POPNORM_H
+#define POPNORM_POPNORM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <popnorm/version.h>
+
+#if defined(__GNUC__) && !defined(POPNORM_STATIC)
+#define POPNORM_API __attribute__((visibility("default")))
+#else
+#define POPNORM_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ------------------------------------------------------------------------------------------------ status, version */
+
+typedef enum popnorm_status {
+  POPNORM_SUCCESS = 0,
+  POPNORM_INVALID = 1,       /* an argument breaks a rule */
+  POPNORM_UNSUPPORTED = 2,   /* valid, but not served by this version, build or machine */
+  POPNORM_OUT_OF_MEMORY = 3, /* popnorm_plan_create only: run entries do not allocate */
+  POPNORM_INTERNAL = 4       /* a caller's executor failed to run every task, or a defect of popnorm */
+} popnorm_status;
+
+/* The enumerator's name, e.g. "POPNORM_INVALID"; "unknown popnorm_status" for other numbers. Never null. */
+POPNORM_API const char* popnorm_status_string(popnorm_status status);
+
+/* The message of the last entry that failed on this thread, "" if none has. Valid until the next popnorm call on this
+ * thread: copy it at once. */
+POPNORM_API const char* popnorm_last_error(void);
+
+/* major * 10000 + minor * 100 + patch of the linked library. */
+POPNORM_API int32_t popnorm_version(void);
+
+/* Two libraries with the same numerics version give the same bits for the same problem. */
+POPNORM_API int32_t popnorm_numerics_version(void);
+
+/* ------------------------------------------------------------------------------------------------ problem */
+
+typedef enum popnorm_type {
+  POPNORM_TYPE_DEFAULT = 0, /* storage: f32; parameters and statistics: f64 for f64 storage, else f32 */
+  POPNORM_F32 = 1,
+  POPNORM_F64 = 2,
+  POPNORM_BF16 = 3, /* reserved: POPNORM_UNSUPPORTED in this version */
+  POPNORM_F16 = 4   /* reserved: POPNORM_UNSUPPORTED in this version */
+} popnorm_type;
+
+typedef enum popnorm_layout {
+  POPNORM_NCHW = 0, /* channels first: [N][C][S] */
+  POPNORM_NHWC = 1  /* channels last:  [N][S][C] */
+} popnorm_layout;
+
+/* Strides in elements. 0 = packed. Contiguous are the S positions of a (sample, channel) in NCHW, the C channels of a
+ * (sample, position) in NHWC; `row` is the distance between two such rows of one sample, `sample` between two samples.
+ * A channel slice of a concatenated tensor has the strides of the whole. Rows may not overlap one another. */
+typedef struct popnorm_strides {
+  int64_t sample;
+  int64_t row;
+} popnorm_strides;
+
+typedef struct popnorm_problem {
+  size_t size;
+  int64_t n;               /* samples, >= 0; an empty batch is valid and changes nothing */
+  int64_t c;               /* channels, >= 1 */
+  int64_t s;               /* positions, >= 0 */
+  popnorm_layout layout;
+  popnorm_type storage;    /* of x, y, dy, dx */
+  popnorm_type parameters; /* of scale, shift, dscale, dshift: f32 or f64 */
+  popnorm_type statistics; /* of mean, variance, saved_*, running_*: f32 or f64 */
+  double epsilon;          /* finite, >= 0; with epsilon = 0 a channel of variance 0 has invstd 0 */
+  popnorm_strides x;
+  popnorm_strides y;
+  popnorm_strides dy;
+  popnorm_strides dx;
+} popnorm_problem;
+
+#define POPNORM_PROBLEM_INIT                                                                                     \
+  {                                                                                                              \
+    sizeof(popnorm_problem), 0, 0, 0, POPNORM_NCHW, POPNORM_TYPE_DEFAULT, POPNORM_TYPE_DEFAULT,                  \
+        POPNORM_TYPE_DEFAULT, 1e-5, {0, 0}, {0, 0}, {0, 0}, {0, 0}                                               \
+  }
+
+/* ------------------------------------------------------------------------------------------------ execution options */
+
+typedef enum popnorm_backend {
+  POPNORM_BACKEND_AUTO = 0, /* POPNORM_BACKEND=cpu|cuda in the environment, else where the data is (cpu) */
+  POPNORM_CPU = 1,
+  POPNORM_CUDA = 2          /* reserved: POPNORM_UNSUPPORTED in this version; never falls back silently */
+} popnorm_backend;
+
+/* How work is cut. It never changes a bit of the result. */
+typedef enum popnorm_schedule {
+  POPNORM_SCHEDULE_AUTO = 0,
+  POPNORM_SLAB = 1,  /* statistics and normalization of a channel group back to back, while it is in cache */
+  POPNORM_PHASES = 2 /* all tiles' partial results, then combine, then apply */
+} popnorm_schedule;
+
+typedef enum popnorm_stores {
+  POPNORM_STORES_AUTO = 0,
+  POPNORM_STORES_ORDINARY = 1,
+  POPNORM_STORES_STREAMING = 2 /* non-temporal where alignment permits */
+} popnorm_stores;
+
+/* A caller's own threads. parallel_for must call task(argument, i) exactly once for every i in [0, count), in any
+ * order, from any threads, and return when all calls have returned. Tasks neither block nor wait for one another.
+ * `concurrency` (>= 1) is how many tasks may run at once: it sizes tasks, it never changes a bit. */
+typedef struct popnorm_executor {
+  size_t size;
+  void* context;
+  int32_t concurrency;
+  void (*parallel_for)(void* context, int64_t count, void (*task)(void* argument, int64_t index), void* argument);
+} popnorm_executor;
+
+#define POPNORM_EXECUTOR_INIT {sizeof(popnorm_executor), NULL, 1, NULL}
+
+typedef struct popnorm_options {
+  size_t size;
+  popnorm_backend backend;
+  popnorm_schedule schedule;
+  popnorm_stores stores;
+  const char* isa;                  /* a name of popnorm_isa_name; null: POPNORM_ISA in the environment, else the best */
+  const popnorm_executor* executor; /* copied; null: oneTBB, in the arena of the thread that calls the run entry */
+} popnorm_options;
+
+#define POPNORM_OPTIONS_INIT \
+  {sizeof(popnorm_options), POPNORM_BACKEND_AUTO, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_AUTO, NULL, NULL}
+
+/* CPU instruction set tiers compiled into this library, best first: "avx512", "avx2", "baseline". */
+POPNORM_API int32_t popnorm_isa_count(void);
+/* Null if index is outside [0, popnorm_isa_count()). */
+POPNORM_API const char* popnorm_isa_name(int32_t index);
+/* 1 if this machine and operating system run the tier, else 0. */
+POPNORM_API int32_t popnorm_isa_available(int32_t index);
+/* 1 if plans can be made for the backend here, else 0. */
+POPNORM_API int32_t popnorm_backend_available(popnorm_backend backend);
+
+/* ------------------------------------------------------------------------------------------------ plan */
+
+typedef struct popnorm_plan popnorm_plan;
+
+/* Validates `problem` and `options` (null = defaults) and makes a plan. One allocation, a few microseconds.
+ * INVALID: null problem or plan; n < 0, c < 1, s < 0; a size whose bytes overflow 63 bits; non-finite or negative epsilon;
+ *          unknown enum values; strides that let rows overlap; an executor without parallel_for or concurrency < 1;
+ *          an ISA or backend name that does not exist.
+ * UNSUPPORTED: types, backends, an ISA that exists but does not run here; struct bytes this version does not know.
+ * OUT_OF_MEMORY: the allocation failed. On failure *plan is null. */
+POPNORM_API popnorm_status popnorm_plan_create(const popnorm_problem* problem, const popnorm_options* options,
+                                               popnorm_plan** plan);
+
+/* Null is allowed. */
+POPNORM_API void popnorm_plan_destroy(popnorm_plan* plan);
+
+typedef struct popnorm_plan_info {
+  size_t size;
+  size_t workspace_bytes;     /* scratch of one call: contents need not be kept, must not be shared by concurrent calls */
+  size_t workspace_alignment; /* 64 */
+  size_t reserve_bytes;       /* written by forward or finalize, read by normalize and backward */
+  size_t reserve_alignment;   /* 64 */
+  popnorm_backend backend;    /* the one chosen, never AUTO */
+  const char* isa;            /* the tier chosen; static string */
+  int64_t tiles;              /* partial results per channel that are combined in a fixed tree */
+} popnorm_plan_info;
+
+#define POPNORM_PLAN_INFO_INIT {sizeof(popnorm_plan_info), 0, 0, 0, 0, POPNORM_BACKEND_AUTO, NULL, 0}
+
+POPNORM_API popnorm_status popnorm_plan_query(const popnorm_plan* plan, popnorm_plan_info* info);
+
+/* ------------------------------------------------------------------------------------------------ population */
+
+/* A population accumulates moments over time, per slot and channel, in a caller-owned flat buffer (8-byte aligned):
+ *   popnorm_population_header, then 8 arrays of double[slots][c]:
+ *   weight, mean, m2     pooled moments of everything fed (m2/weight is the variance of the whole)
+ *   m2_within            the part of m2 that lies inside batches
+ *   var_sum, var_weight  weighted sum of unbiased batch variances, and its weights
+ *   batches, nonfinite   how many batches were taken, and how many had non-finite moments in this channel
+ * It may be copied with memcpy and written to disk. Slots are 1 wherever a forward feeds or reads it in this version. */
+typedef struct popnorm_population_header {
+  char magic[8];       /* "POPNORM" and a zero */
+  uint32_t version;    /* 1 */
+  uint32_t byte_order; /* 0x01020304 in the writer's byte order */
+  int64_t slots;
+  int64_t c;
+  int64_t steps; /* feeds that were taken */
+  uint64_t bytes;
+  uint8_t room[80]; /* zero; for serialization checksums and later versions */
+} popnorm_population_header;
+
+/* How a batch of moments B joins a population P. */
+typedef enum popnorm_feed {
+  POPNORM_FEED_EMA = 0,        /* mean: (1-momentum)*P + momentum*B; P empty: P = B. Ioffe & Szegedy 2015 */
+  POPNORM_FEED_CUMULATIVE = 1, /* EMA with momentum 1/(batches+1): every batch counts the same */
+  POPNORM_FEED_MERGE = 2       /* exact pooling by Chan's formula: every element counts the same. PreciseBN, Wu & Johnson 2021 */
+} popnorm_feed;
+
+typedef enum popnorm_estimator {
+  POPNORM_BIASED = 0,                 /* m2/weight */
+  POPNORM_UNBIASED = 1,               /* m2/(weight-1); weight <= 1: as biased */
+  POPNORM_MEAN_OF_BATCH_VARIANCES = 2 /* var_sum/var_weight: what other libraries average. It omits the variance between
+                                         batch means, so it is too small by about (between-sample variance)/batch size */
+} popnorm_estimator;
+
+/* Bytes of a population. INVALID: slots or c < 1, overflow, null. */
+POPNORM_API popnorm_status popnorm_population_size(int64_t slots, int64_t c, size_t* bytes);
+
+/* Writes an empty population. INVALID: as popnorm_population_size; bytes too few; population null or unaligned. */
+POPNORM_API popnorm_status popnorm_population_init(void* population, size_t bytes, int64_t slots, int64_t c);
+
+/* Three arrays of double[c] (for a population: [slots][c]), by frequency weights. */
+typedef struct popnorm_moment_arrays {
+  double* weight;
+  double* mean;
+  double* m2;
+} popnorm_moment_arrays;
+
+typedef struct popnorm_population_feed_args {
+  size_t size;
+  popnorm_moment_arrays moments; /* in: [slots][c] */
+  popnorm_feed feed;
+  double momentum; /* weight of the new batch, in [0, 1]; EMA only */
+} popnorm_population_feed_args;
+
+#define POPNORM_POPULATION_FEED_ARGS_INIT \
+  {sizeof(popnorm_population_feed_args), {NULL, NULL, NULL}, POPNORM_FEED_EMA, 0.1}
+
+/* Feeds one batch. Per slot the batch is taken whole or not at all: if any channel's moments are non-finite, only that
+ * channel's nonfinite count changes; a slot of weight 0 changes nothing. Weights are effective numbers of elements: EMA
+ * mixes them as it mixes means. INVALID: a corrupted or foreign header, momentum outside [0, 1], null arrays, negative
+ * weight or m2. */
+POPNORM_API popnorm_status popnorm_population_feed(void* population, size_t bytes,
+                                                   const popnorm_population_feed_args* args);
+
+typedef struct popnorm_population_finalize_args {
+  size_t size;
+  popnorm_estimator estimator;
+  popnorm_type type; /* of mean and variance: f32 (default) or f64 */
+  void* mean;        /* out [slots][c], or null */
+  void* variance;    /* out [slots][c], or null */
+} popnorm_population_finalize_args;
+
+#define POPNORM_POPULATION_FINALIZE_ARGS_INIT \
+  {sizeof(popnorm_population_finalize_args), POPNORM_BIASED, POPNORM_TYPE_DEFAULT, NULL, NULL}
+
+/* The population's mean and variance. INVALID: a corrupted or foreign header, unknown enums, overlapping outputs.
+ * A channel that was never fed has mean 0 and variance 1 (what frameworks initialize running statistics with). */
+POPNORM_API popnorm_status popnorm_population_finalize(const void* population, size_t bytes,
+                                                       const popnorm_population_finalize_args* args);
+
+/* ------------------------------------------------------------------------------------------------ forward, backward */
+
+typedef enum popnorm_statistics {
+  POPNORM_BATCH = 0, /* of this batch: ordinary training; "mini-batch statistics in inference" */
+  POPNORM_GIVEN = 1  /* handed in: ordinary inference; "population statistics in training" (FrozenBN) */
+} popnorm_statistics;
+
+/* y = scale*(x-mean)*invstd + shift.
+ *                     statistics = BATCH                         statistics = GIVEN
+ *   training          feed running_* or a population, reserve    reserve
+ *   inference         no feed, no reserve                        no reserve */
+typedef struct popnorm_forward_args {
+  size_t size;
+  const void* x;
+  void* y; /* may be x */
+  const void* scale; /* null = 1 */
+  const void* shift; /* null = 0 */
+  popnorm_statistics statistics;
+  /* GIVEN: either mean and variance (finite mean, variance >= 0 are the caller's duty), or a population. Else null. */
+  const void* mean;
+  const void* variance;
+  const void* given_population;
+  size_t given_population_bytes;
+  popnorm_estimator given_estimator;
+  /* BATCH: optional outputs. running_* follow PyTorch's rule, (1-momentum)*running + momentum*new with the unbiased
+   * variance; running_variance is left untouched where W <= 1, both where W = 0. Either of the two may be null. A
+   * population is fed as popnorm_population_feed does. */
+  void* running_mean;
+  void* running_variance;
+  void* population;
+  size_t population_bytes;
+  popnorm_feed feed;
+  double momentum; /* weight of the new batch, in [0, 1]; of running_* and of EMA */
+  /* Optional outputs: mean and invstd used, rounded to `statistics`; the batch's moments (BATCH only, all three). */
+  void* saved_mean;
+  void* saved_invstd;
+  popnorm_moment_arrays moments;
+  void* reserve; /* what backward needs; null if there is no backward */
+  size_t reserve_bytes;
+  void* workspace;
+  size_t workspace_bytes;
+} popnorm_forward_args;
+
+#define POPNORM_FORWARD_ARGS_INIT                                                                                \
+  {                                                                                                              \
+    sizeof(popnorm_forward_args), NULL, NULL, NULL, NULL, POPNORM_BATCH, NULL, NULL, NULL, 0, POPNORM_BIASED,    \
+        NULL, NULL, NULL, 0, POPNORM_FEED_EMA, 0.1, NULL, NULL, {NULL, NULL, NULL}, NULL, 0, NULL, 0             \
+  }
+
+/* INVALID: null x, y or workspace (for a non-empty batch); overlap (see Aliasing); unaligned base pointers; workspace or
+ * reserve too small; momentum outside [0, 1]; given statistics with BATCH, missing with GIVEN; running_*, population or
+ * moments with GIVEN; a corrupted or foreign population, or one with another slot or channel count. */
+POPNORM_API popnorm_status popnorm_forward(const popnorm_plan* plan, const popnorm_forward_args* args, void* stream);
+
+/* Any subset of dx, dscale, dshift. The gradient goes through batch statistics or treats given ones as constant, as the
+ * forward that wrote the reserve did. */
+typedef struct popnorm_backward_args {
+  size_t size;
+  const void* x;
+  const void* dy;
+  void* dx;     /* or null; may be dy or x */
+  void* dscale; /* or null */
+  void* dshift; /* or null */
+  int32_t accumulate; /* 1: dscale and dshift are added to; 0: overwritten */
+  const void* reserve;
+  size_t reserve_bytes;
+  /* Instead of a reserve: the saved outputs of forward, its scale and its statistics source. The mean has then been rounded
+   * to `statistics`, which adds an error of u*|mean|*invstd per unit of xhat to dx and dscale. */
+  const void* saved_mean;
+  const void* saved_invstd;
+  const void* scale; /* null = 1; only with saved_*: a reserve holds the scale that forward used */
+  popnorm_statistics statistics; /* only with saved_* */
+  void* workspace;
+  size_t workspace_bytes;
+} popnorm_backward_args;
+
+#define POPNORM_BACKWARD_ARGS_INIT                                                                               \
+  {                                                                                                              \
+    sizeof(popnorm_backward_args), NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, NULL, NULL, NULL, POPNORM_BATCH,    \
+        NULL, 0                                                                                                  \
+  }
+
+/* INVALID: as popnorm_forward; no output at all; neither or both of reserve and saved_*; a reserve that no forward or
+ * finalize of this problem wrote; accumulate outside {0, 1}. */
+POPNORM_API popnorm_status popnorm_backward(const popnorm_plan* plan, const popnorm_backward_args* args, void* stream);
+
+/* ------------------------------------------------------------------------------------------------ the six operations */
+
+/* Each stage alone, for synchronized BN, gradient accumulation, and fusion into a producer or consumer. Composed on one
+ * device they give the same bits as forward and backward. */
+
+typedef struct popnorm_moments_args {
+  size_t size;
+  const void* x;
+  popnorm_moment_arrays moments; /* out, overwritten */
+  void* workspace;
+  size_t workspace_bytes;
+} popnorm_moments_args;
+
+#define POPNORM_MOMENTS_ARGS_INIT {sizeof(popnorm_moments_args), NULL, {NULL, NULL, NULL}, NULL, 0}
+
+/* moments = those of x. INVALID: as popnorm_forward. */
+POPNORM_API popnorm_status popnorm_moments(const popnorm_plan* plan, const popnorm_moments_args* args, void* stream);
+
+typedef struct popnorm_combine_args {
+  size_t size;
+  const popnorm_moment_arrays* parts; /* [count] */
+  int64_t count;                      /* >= 0; no parts give weight 0, mean 0, m2 0 */
+  popnorm_moment_arrays moments;      /* out; may be one of the parts */
+} popnorm_combine_args;
+
+#define POPNORM_COMBINE_ARGS_INIT {sizeof(popnorm_combine_args), NULL, 0, {NULL, NULL, NULL}}
+
+/* moments = parts merged by Chan's formula along a balanced binary tree in the order given: ranks, micro-batches, shards.
+ * Two parts merge to the same bits in either order. INVALID: null arrays, count < 0, negative weight or m2, overlap. */
+POPNORM_API popnorm_status popnorm_combine(const popnorm_plan* plan, const popnorm_combine_args* args, void* stream);
+
+typedef struct popnorm_finalize_args {
+  size_t size;
+  const void* scale; /* null = 1 */
+  const void* shift; /* null = 0 */
+  popnorm_statistics statistics;
+  /* BATCH: in; weight may exceed N*S (synchronized BN). GIVEN: null. */
+  popnorm_moment_arrays moments;
+  /* The rest as in popnorm_forward_args. */
+  const void* mean;
+  const void* variance;
+  const void* given_population;
+  size_t given_population_bytes;
+  popnorm_estimator given_estimator;
+  void* running_mean;
+  void* running_variance;
+  void* population;
+  size_t population_bytes;
+  popnorm_feed feed;
+  double momentum;
+  void* saved_mean;
+  void* saved_invstd;
+  void* reserve; /* out, required */
+  size_t reserve_bytes;
+} popnorm_finalize_args;
+
+#define POPNORM_FINALIZE_ARGS_INIT                                                                               \
+  {                                                                                                              \
+    sizeof(popnorm_finalize_args), NULL, NULL, POPNORM_BATCH, {NULL, NULL, NULL}, NULL, NULL, NULL, 0,           \
+        POPNORM_BIASED, NULL, NULL, NULL, 0, POPNORM_FEED_EMA, 0.1, NULL, NULL, NULL, 0                          \
+  }
+
+/* Turns moments (or given statistics) into the reserve: per channel {hi, lo, invstd}, weight, and the scale and shift used.
+ * INVALID: as popnorm_forward. */
+POPNORM_API popnorm_status popnorm_finalize(const popnorm_plan* plan, const popnorm_finalize_args* args, void* stream);
+
+typedef struct popnorm_normalize_args {
+  size_t size;
+  const void* x;
+  void* y; /* may be x */
+  const void* reserve;
+  size_t reserve_bytes;
+  void* workspace;
+  size_t workspace_bytes;
+} popnorm_normalize_args;
+
+#define POPNORM_NORMALIZE_ARGS_INIT {sizeof(popnorm_normalize_args), NULL, NULL, NULL, 0, NULL, 0}
+
+/* y from x and the reserve. INVALID: as popnorm_forward and popnorm_backward. */
+POPNORM_API popnorm_status popnorm_normalize(const popnorm_plan* plan, const popnorm_normalize_args* args,
+                                             void* stream);
+
+typedef struct popnorm_backward_reduce_args {
+  size_t size;
+  const void* x;
+  const void* dy;
+  const void* reserve;
+  size_t reserve_bytes;
+  double* sum_dy;      /* out [c]: sum(dy) */
+  double* sum_dy_xhat; /* out [c]: sum(dy*xhat) */
+  void* workspace;
+  size_t workspace_bytes;
+} popnorm_backward_reduce_args;
+
+#define POPNORM_BACKWARD_REDUCE_ARGS_INIT \
+  {sizeof(popnorm_backward_reduce_args), NULL, NULL, NULL, 0, NULL, NULL, NULL, 0}
+
+/* The two sums of backward, which are also dshift and dscale of this batch; synchronized BN adds them over ranks.
+ * INVALID: as popnorm_backward. */
+POPNORM_API popnorm_status popnorm_backward_reduce(const popnorm_plan* plan, const popnorm_backward_reduce_args* args,
+                                                   void* stream);
+
+typedef struct popnorm_backward_apply_args {
+  size_t size;
+  const void* x;
+  const void* dy;
+  void* dx; /* may be dy or x */
+  const void* reserve;
+  size_t reserve_bytes;
+  const double* sum_dy;      /* over everything that shared the statistics; ignored with given statistics, may then be null */
+  const double* sum_dy_xhat; /* likewise */
+  void* workspace;
+  size_t workspace_bytes;
+} popnorm_backward_apply_args;
+
+#define POPNORM_BACKWARD_APPLY_ARGS_INIT \
+  {sizeof(popnorm_backward_apply_args), NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, 0}
+
+/* dx from x, dy, the sums and the reserve (whose weight divides the sums). INVALID: as popnorm_backward. */
+POPNORM_API popnorm_status popnorm_backward_apply(const popnorm_plan* plan, const popnorm_backward_apply_args* args,
+                                                  void* stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

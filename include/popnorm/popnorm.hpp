@@ -1,0 +1,181 @@
+// popnorm for C++20: RAII and exceptions over popnorm.h, header-only, without state of its own.
+//
+//   popnorm_problem problem = popnorm::problem_nchw(n, c, s);
+//   popnorm::plan plan(problem);
+//   popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
+//   popnorm_forward_args args = popnorm::forward_args(workspace, reserve);
+//   args.x = x; args.y = y;
+//   plan.forward(args);
+//
+// Shapes, aliasing rules and errors are those of popnorm.h; every status but POPNORM_SUCCESS is thrown as popnorm::error.
+#ifndef POPNORM_POPNORM_HPP
+#define POPNORM_POPNORM_HPP
+
+#include <popnorm/popnorm.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+namespace popnorm {
+
+// A status and the message that popnorm_last_error() held.
+class error : public std::runtime_error {
+ public:
+  explicit error(popnorm_status status)
+      : std::runtime_error(std::string(popnorm_status_string(status)) + ": " + popnorm_last_error()), status_(status) {}
+  [[nodiscard]] popnorm_status status() const noexcept { return status_; }
+
+ private:
+  popnorm_status status_;
+};
+
+inline void check(popnorm_status status) {
+  if (status != POPNORM_SUCCESS) throw error(status);
+}
+
+// Uninitialized bytes at the alignment that workspace and reserve ask for.
+class buffer {
+ public:
+  buffer() noexcept : data_(nullptr, release{alignof(std::max_align_t)}) {}
+  buffer(std::size_t bytes, std::size_t alignment)
+      : data_(::operator new(bytes, std::align_val_t{alignment}), release{alignment}), bytes_(bytes) {}
+  [[nodiscard]] void* data() noexcept { return data_.get(); }
+  [[nodiscard]] const void* data() const noexcept { return data_.get(); }
+  [[nodiscard]] std::size_t size() const noexcept { return bytes_; }
+
+ private:
+  struct release {
+    std::size_t alignment;
+    void operator()(void* data) const noexcept { ::operator delete(data, std::align_val_t{alignment}); }
+  };
+  std::unique_ptr<void, release> data_;
+  std::size_t bytes_ = 0;
+};
+
+inline popnorm_problem problem(popnorm_layout layout, std::int64_t n, std::int64_t c, std::int64_t s,
+                               double epsilon = 1e-5) noexcept {
+  popnorm_problem p = POPNORM_PROBLEM_INIT;
+  p.n = n;
+  p.c = c;
+  p.s = s;
+  p.layout = layout;
+  p.epsilon = epsilon;
+  return p;
+}
+
+inline popnorm_problem problem_nchw(std::int64_t n, std::int64_t c, std::int64_t s, double epsilon = 1e-5) noexcept {
+  return problem(POPNORM_NCHW, n, c, s, epsilon);
+}
+
+inline popnorm_problem problem_nhwc(std::int64_t n, std::int64_t c, std::int64_t s, double epsilon = 1e-5) noexcept {
+  return problem(POPNORM_NHWC, n, c, s, epsilon);
+}
+
+// Argument structs with workspace and reserve filled in. The buffers must outlive the call.
+inline popnorm_forward_args forward_args(buffer& workspace) noexcept {
+  popnorm_forward_args a = POPNORM_FORWARD_ARGS_INIT;
+  a.workspace = workspace.data();
+  a.workspace_bytes = workspace.size();
+  return a;
+}
+
+inline popnorm_forward_args forward_args(buffer& workspace, buffer& reserve) noexcept {
+  popnorm_forward_args a = forward_args(workspace);
+  a.reserve = reserve.data();
+  a.reserve_bytes = reserve.size();
+  return a;
+}
+
+inline popnorm_backward_args backward_args(buffer& workspace, const buffer& reserve) noexcept {
+  popnorm_backward_args a = POPNORM_BACKWARD_ARGS_INIT;
+  a.workspace = workspace.data();
+  a.workspace_bytes = workspace.size();
+  a.reserve = reserve.data();
+  a.reserve_bytes = reserve.size();
+  return a;
+}
+
+// An immutable plan: movable, shareable between threads by reference.
+class plan {
+ public:
+  explicit plan(const popnorm_problem& problem) : plan(problem, nullptr) {}
+  plan(const popnorm_problem& problem, const popnorm_options& options) : plan(problem, &options) {}
+
+  [[nodiscard]] const popnorm_plan* get() const noexcept { return plan_.get(); }
+  [[nodiscard]] const popnorm_plan_info& info() const noexcept { return info_; }
+  [[nodiscard]] buffer make_workspace() const { return {info_.workspace_bytes, info_.workspace_alignment}; }
+  [[nodiscard]] buffer make_reserve() const { return {info_.reserve_bytes, info_.reserve_alignment}; }
+
+  void forward(const popnorm_forward_args& a, void* stream = nullptr) const {
+    check(popnorm_forward(get(), &a, stream));
+  }
+  void backward(const popnorm_backward_args& a, void* stream = nullptr) const {
+    check(popnorm_backward(get(), &a, stream));
+  }
+  void moments(const popnorm_moments_args& a, void* stream = nullptr) const {
+    check(popnorm_moments(get(), &a, stream));
+  }
+  void combine(const popnorm_combine_args& a, void* stream = nullptr) const {
+    check(popnorm_combine(get(), &a, stream));
+  }
+  void finalize(const popnorm_finalize_args& a, void* stream = nullptr) const {
+    check(popnorm_finalize(get(), &a, stream));
+  }
+  void normalize(const popnorm_normalize_args& a, void* stream = nullptr) const {
+    check(popnorm_normalize(get(), &a, stream));
+  }
+  void backward_reduce(const popnorm_backward_reduce_args& a, void* stream = nullptr) const {
+    check(popnorm_backward_reduce(get(), &a, stream));
+  }
+  void backward_apply(const popnorm_backward_apply_args& a, void* stream = nullptr) const {
+    check(popnorm_backward_apply(get(), &a, stream));
+  }
+
+ private:
+  plan(const popnorm_problem& problem, const popnorm_options* options) {
+    popnorm_plan* made = nullptr;
+    check(popnorm_plan_create(&problem, options, &made));
+    plan_.reset(made);
+    check(popnorm_plan_query(made, &info_));
+  }
+  struct destroy {
+    void operator()(popnorm_plan* p) const noexcept { popnorm_plan_destroy(p); }
+  };
+  std::unique_ptr<popnorm_plan, destroy> plan_;
+  popnorm_plan_info info_ = POPNORM_PLAN_INFO_INIT;
+};
+
+// A population buffer (see popnorm.h) that owns its bytes.
+class population {
+ public:
+  population(std::int64_t slots, std::int64_t c) {
+    std::size_t bytes = 0;
+    check(popnorm_population_size(slots, c, &bytes));
+    data_ = buffer(bytes, alignof(double));
+    reset(slots, c);
+  }
+  [[nodiscard]] void* data() noexcept { return data_.data(); }
+  [[nodiscard]] const void* data() const noexcept { return data_.data(); }
+  [[nodiscard]] std::size_t size() const noexcept { return data_.size(); }
+  [[nodiscard]] const popnorm_population_header& header() const noexcept {
+    return *static_cast<const popnorm_population_header*>(data_.data());
+  }
+  // Empties it.
+  void reset() { reset(header().slots, header().c); }
+  void feed(const popnorm_population_feed_args& a) { check(popnorm_population_feed(data(), size(), &a)); }
+  void finalize(const popnorm_population_finalize_args& a) const {
+    check(popnorm_population_finalize(data(), size(), &a));
+  }
+
+ private:
+  void reset(std::int64_t slots, std::int64_t c) { check(popnorm_population_init(data(), size(), slots, c)); }
+  buffer data_;
+};
+
+}  // namespace popnorm
+
+#endif

@@ -1,0 +1,69 @@
+// sum(dy) and sum(dy*(x - hi)) of a block. Terms have three roundings and sums three more before they are f64: 6u of
+// sum|dy*(x - hi)|, whatever the length.
+
+template <class T>
+struct BackwardRowsLeaf {
+  using Type = T;
+  struct Row {
+    const T* x;
+    const T* dy;
+  };
+  const T* x;
+  const T* dy;
+  std::int64_t x_sample;
+  std::int64_t dy_sample;
+  Batch<T> hi;
+  POPNORM_INLINE Row row(std::int64_t k) const { return {x + k * x_sample, dy + k * dy_sample}; }
+  POPNORM_INLINE void terms(const Row& row, std::int64_t i, Batch<T>& p, Batch<T>& q) const {
+    p = load(row.dy + i);
+    q = p * (load(row.x + i) - hi);
+  }
+  POPNORM_INLINE void partial(const Row& row, std::int64_t i, std::int64_t n, Batch<T>& p, Batch<T>& q) const {
+    p = load_partial(row.dy + i, n, Batch<T>(T(0)));
+    q = p * (load_partial(row.x + i, n, hi) - hi);
+  }
+};
+
+template <class T>
+void backward_reduce_rows(const BackwardReduceArgs& args) {
+  for (std::int64_t c = 0; c < args.block.channels; ++c) {
+    const BackwardRowsLeaf<T> leaf{static_cast<const T*>(args.x.first) + c * args.x.row,
+                                   static_cast<const T*>(args.dy.first) + c * args.dy.row, args.x.sample, args.dy.sample,
+                                   Batch<T>(static_cast<const T*>(args.hi)[c])};
+    reduce_rows(leaf, args.block, args.sum_dy[c], args.sum_dy_d[c]);
+  }
+}
+
+template <class T>
+struct BackwardColumnsLeaf {
+  using Value = Batch<T>;
+  struct Row {
+    const T* x;
+    const T* dy;
+  };
+  Input x;
+  Input dy;
+  const T* hi;
+  POPNORM_INLINE Row row(std::int64_t k, std::int64_t s) const {
+    return {static_cast<const T*>(x.first) + k * x.sample + s * x.row,
+            static_cast<const T*>(dy.first) + k * dy.sample + s * dy.row};
+  }
+  POPNORM_INLINE Value columns(std::int64_t c) const { return load(hi + c); }
+  POPNORM_INLINE Value columns_partial(std::int64_t c, std::int64_t n) const {
+    return load_partial(hi + c, n, Batch<T>(T(0)));
+  }
+  POPNORM_INLINE void terms(const Row& row, const Value& mean, std::int64_t c, Value& p, Value& q) const {
+    p = load(row.dy + c);
+    q = p * (load(row.x + c) - mean);
+  }
+  POPNORM_INLINE void partial(const Row& row, const Value& mean, std::int64_t c, std::int64_t n, Value& p, Value& q) const {
+    p = load_partial(row.dy + c, n, Batch<T>(T(0)));
+    q = p * (load_partial(row.x + c, n, mean) - mean);
+  }
+};
+
+template <class T>
+void backward_reduce_columns(const BackwardReduceArgs& args) {
+  reduce_columns(BackwardColumnsLeaf<T>{args.x, args.dy, static_cast<const T*>(args.hi)}, args.block, args.sum_dy,
+                 args.sum_dy_d);
+}

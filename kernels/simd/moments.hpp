@@ -1,0 +1,141 @@
+// Moments of a block: sums of d = x - pivot and d*d, from which mean = pivot + S1/n and m2 = S2 - S1*S1/n.
+
+// Rows form. The pivot is the mean of 8 vectors spread evenly over the block: 1/128 of a standard deviation off on random
+// data, and exact on constant data because it sums a power of two of equal values. Where it is not near the mean of the block
+// all the same (S1*S1/n > S2/4), or d*d overflows or underflows, the block is done again in f64; so m2 >= 3/4 S2 > 0 here, and
+// the rounding of d, d*d and the pairwise sum, 6u of S2, is at most 8u of m2.
+inline constexpr double kPivotGuard = 0.25;
+
+template <class T>
+inline constexpr double kSmallestSquares = std::is_same_v<T, float> ? 0x1p-96 : 0x1p-900;
+
+template <class T>
+class PivotSampler {
+ public:
+  PivotSampler(const Block& block, const Tensor<const void*>& x) {
+    const std::int64_t full = block.positions / kLanes;
+    const std::int64_t vectors = full > 0 ? full : 1;
+    lanes_ = kLanes;
+    while (lanes_ > block.positions) lanes_ /= 2;
+    for (std::int64_t j = 0; j < kBlock; ++j) {
+      const std::int64_t v = j * block.samples * vectors / kBlock;
+      at_[j] = sample_of(block, v / vectors) * x.sample + v % vectors * kLanes;
+    }
+  }
+
+  T operator()(const T* x) const {
+    Batch<T> sum[kSpan<T>];
+    for (std::int64_t h = 0; h < kSpan<T>; ++h) {
+      const std::int64_t lanes = lanes_ - h * kWidth<T>;
+      Batch<T> v[kBlock];
+      for (std::int64_t j = 0; j < kBlock; ++j) {
+        const T* from = x + at_[j] + h * kWidth<T>;
+        v[j] = lanes >= kWidth<T> ? load(from) : lanes > 0 ? load_partial(from, lanes, Batch<T>(T(0))) : Batch<T>(T(0));
+      }
+      sum[h] = tree_sum<kBlock>(v);
+    }
+    return fold_lanes<T>(sum) * (T(1) / static_cast<T>(kBlock * lanes_));
+  }
+
+ private:
+  std::int64_t at_[kBlock];
+  std::int64_t lanes_;
+};
+
+template <class T>
+struct MomentsRowsLeaf {
+  using Type = T;
+  using Row = const T*;
+  const T* x;
+  std::int64_t sample;
+  Batch<T> pivot;
+  POPNORM_INLINE Row row(std::int64_t k) const { return x + k * sample; }
+  POPNORM_INLINE void terms(Row row, std::int64_t i, Batch<T>& p, Batch<T>& q) const {
+    p = load(row + i) - pivot;
+    q = p * p;
+  }
+  POPNORM_INLINE void partial(Row row, std::int64_t i, std::int64_t n, Batch<T>& p, Batch<T>& q) const {
+    p = load_partial(row + i, n, pivot) - pivot;
+    q = p * p;
+  }
+};
+
+// Two passes in f64 around the first element, 16 lanes: exact on constant data, finite for |x| <= 1e150.
+template <class T>
+[[gnu::noinline]] void moments_rows_f64(const Block& block, const T* x, std::int64_t sample, double& mean, double& m2) {
+  const double n = static_cast<double>(block.samples * block.positions);
+  const auto sweep = [&](double origin, auto&& term) {
+    double lane[kLanes] = {};
+    for (std::int64_t k = 0; k < block.samples; ++k) {
+      const T* row = x + sample_of(block, k) * sample;
+      std::int64_t i = 0;
+      for (; i + kLanes <= block.positions; i += kLanes)
+        for (std::int64_t l = 0; l < kLanes; ++l) lane[l] += term(static_cast<double>(row[i + l]) - origin);
+      for (std::int64_t l = 0; i + l < block.positions; ++l) lane[l] += term(static_cast<double>(row[i + l]) - origin);
+    }
+    for (std::int64_t width = kLanes / 2; width > 0; width /= 2)
+      for (std::int64_t l = 0; l < width; ++l) lane[l] += lane[l + width];
+    return lane[0];
+  };
+  const double origin = static_cast<double>(x[sample_of(block, 0) * sample]);
+  mean = origin + sweep(origin, [](double d) { return d; }) / n;
+  m2 = sweep(mean, [](double d) { return d * d; });
+}
+
+template <class T>
+void moments_rows(const MomentsArgs& args) {
+  const Block& block = args.block;
+  const double share = 1 / static_cast<double>(block.samples * block.positions);
+  const PivotSampler<T> sample_pivot(block, args.x);
+  for (std::int64_t c = 0; c < block.channels; ++c) {
+    const T* x = static_cast<const T*>(args.x.first) + c * args.x.row;
+    const T pivot = sample_pivot(x);
+    double s1;
+    double s2;
+    reduce_rows(MomentsRowsLeaf<T>{x, args.x.sample, Batch<T>(pivot)}, block, s1, s2);
+    const double excess = s1 * s1 * share;
+    if (excess <= kPivotGuard * s2 && s2 >= kSmallestSquares<T> && s2 <= std::numeric_limits<double>::max()) {
+      args.mean[c] = static_cast<double>(pivot) + s1 * share;
+      args.m2[c] = s2 - excess;
+    } else {
+      moments_rows_f64(block, x, args.x.sample, args.mean[c], args.m2[c]);
+    }
+  }
+}
+
+// Columns form: f64 throughout, since memory leaves time for it. The pivot is the block's first position, itself an element,
+// so that m2 >= S2/n: no cancellation below zero, and exactly zero on constant data.
+template <class T>
+struct MomentsColumnsLeaf {
+  using Value = Batch<double>;
+  using Row = const T*;
+  const T* x;
+  const T* pivot;
+  std::int64_t sample;
+  std::int64_t position;
+  POPNORM_INLINE Row row(std::int64_t k, std::int64_t s) const { return x + k * sample + s * position; }
+  POPNORM_INLINE Value columns(std::int64_t c) const { return load_widened(pivot + c); }
+  POPNORM_INLINE Value columns_partial(std::int64_t c, std::int64_t n) const { return load_widened_partial(pivot + c, n); }
+  POPNORM_INLINE void terms(Row row, const Value& k, std::int64_t c, Value& p, Value& q) const {
+    p = load_widened(row + c) - k;
+    q = p * p;
+  }
+  POPNORM_INLINE void partial(Row row, const Value& k, std::int64_t c, std::int64_t n, Value& p, Value& q) const {
+    p = load_widened_partial(row + c, n) - k;
+    q = p * p;
+  }
+};
+
+template <class T>
+void moments_columns(const MomentsArgs& args) {
+  const Block& block = args.block;
+  const T* x = static_cast<const T*>(args.x.first);
+  const T* pivot = x + sample_of(block, 0) * args.x.sample;
+  reduce_columns(MomentsColumnsLeaf<T>{x, pivot, args.x.sample, args.x.row}, block, args.mean, args.m2);
+  const double n = static_cast<double>(block.samples * block.positions);
+  for (std::int64_t c = 0; c < block.channels; ++c) {
+    const double shift = args.mean[c] / n;
+    args.m2[c] -= shift * args.mean[c];
+    args.mean[c] = static_cast<double>(pivot[c]) + shift;
+  }
+}
