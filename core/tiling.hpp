@@ -20,6 +20,9 @@ inline constexpr std::int64_t kTileLength = 2048;
 // Slots stay below about 3 MiB at 16 bytes per channel: L grows with the problem beyond that.
 inline constexpr std::int64_t kSlotBudget = (std::int64_t{3} << 20) / 16;
 
+// What kernels accept as one slot (cpu/kernel_table.hpp), with room for the excess of a run.
+inline constexpr std::int64_t kLongestTile = std::int64_t{1} << 24;
+
 // Samples [n0, n1) x positions [s0, s1), all channels.
 struct Tile {
   std::int64_t n0, n1, s0, s1;
@@ -34,14 +37,13 @@ class Tiling {
     if (n == 0 || s == 0) return;
     const double budget = static_cast<double>(kSlotBudget) / static_cast<double>(c);
     const double grown = static_cast<double>(n) * static_cast<double>(s) / std::max(budget, 1.0);
-    std::int64_t length = kTileLength;
-    while (static_cast<double>(length) < grown && length < (std::int64_t{1} << 24)) length *= 2;
+    while (static_cast<double>(length_) < grown && length_ < kLongestTile) length_ *= 2;
     run_ = run > 0 ? std::min(run, n) : n;
-    if (s > length) {
-      runs_ = (s + length - 1) / length;
+    if (s > length_) {
+      runs_ = (s + length_ - 1) / length_;
       tiles_ = n * runs_;
     } else {
-      samples_ = std::min(std::max<std::int64_t>(length / s, 1), run_);
+      samples_ = std::min(std::max<std::int64_t>(length_ / s, 1), run_);
       tiles_per_run_ = (run_ + samples_ - 1) / samples_;
       const std::int64_t rest = n % run_;
       tiles_ = n / run_ * tiles_per_run_ + (rest + samples_ - 1) / samples_;
@@ -49,6 +51,9 @@ class Tiling {
   }
 
   std::int64_t tiles() const { return tiles_; }
+
+  // L: positions of a tile at most (a run may exceed it by less than kLanes).
+  std::int64_t length() const { return length_; }
 
   // Positions of tile t. Tiles follow one another in memory order, so that any run of them has no gaps.
   double weight(std::int64_t t) const { return static_cast<double>((*this)[t].positions()); }
@@ -72,6 +77,7 @@ class Tiling {
   }
 
   std::int64_t n_ = 0, s_ = 0;
+  std::int64_t length_ = kTileLength;
   std::int64_t tiles_ = 0;
   std::int64_t runs_ = 0;          // tiles per sample where one sample exceeds a tile, else 0
   std::int64_t samples_ = 1;       // samples per tile otherwise

@@ -57,11 +57,12 @@ Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& wor
   if (b.slabs) {
     const std::int64_t channel = positions * size_of(p.storage) * work.tensors;
     std::int64_t channels = std::max<std::int64_t>(caches.l2 / 6 / std::max<std::int64_t>(channel, 1), 1);
-    // Whole lines per sample where rows are short, and whole vectors of channels in the columns form.
-    const std::int64_t unit = rows ? (p.s % line == 0 ? 1 : line / std::min(line, p.s & -p.s)) : line;
-    channels = divide_up(channels, unit) * unit;
     const std::int64_t share = b.parallel ? divide_up(p.c, threads * 2) : p.c;
-    b.channels = std::clamp<std::int64_t>(std::min(channels, divide_up(share, unit) * unit), 1, p.c);
+    channels = std::min(channels, share);
+    // Where several channels make a slab: whole lines per sample (rows), whole vectors (columns).
+    const std::int64_t unit = rows ? line / std::min(line, std::max<std::int64_t>(p.s & -p.s, 1)) : line;
+    if (channels >= unit) channels = divide_up(channels, unit) * unit;
+    b.channels = std::clamp<std::int64_t>(channels, 1, p.c);
     if (!rows && !b.parallel) b.channels = p.c;
     const std::int64_t slabs = divide_up(p.c, b.channels);
     b.slabs_per_task = b.parallel ? std::max<std::int64_t>(slabs / (threads * kTasksPerThread), 1) : slabs;

@@ -1,0 +1,80 @@
+// Blocking is a pure function of problem, caches and threads: what it may choose, and that it covers the work.
+#include "cpu/blocking.hpp"
+
+#include <gtest/gtest.h>
+
+namespace {
+
+using namespace popnorm;
+using namespace popnorm::cpu;
+
+Problem problem(Form form, std::int64_t n, std::int64_t c, std::int64_t s) {
+  Problem p;
+  p.form = form;
+  p.layout = form == Form::rows ? POPNORM_NCHW : POPNORM_NHWC;
+  p.n = n;
+  p.c = c;
+  p.s = s;
+  return p;
+}
+
+constexpr Caches kCaches{std::int64_t{1} << 20, std::int64_t{32} << 20};
+constexpr Work kForward{1, true, true};
+constexpr Work kInference{1, false, true};
+
+Blocking choose(const Problem& p, int threads, const Work& work = kForward,
+                popnorm_schedule schedule = POPNORM_SCHEDULE_AUTO, popnorm_stores stores = POPNORM_STORES_AUTO) {
+  return choose_blocking(p, Tiling(p.n, p.c, p.s), work, kCaches, threads, schedule, stores);
+}
+
+TEST(Blocking, SmallCallsRunOnTheCallingThread) {
+  EXPECT_FALSE(choose(problem(Form::rows, 1, 64, 196), 8).parallel);
+  EXPECT_FALSE(choose(problem(Form::columns, 1, 64, 196), 8).parallel);
+  EXPECT_TRUE(choose(problem(Form::rows, 50, 64, 3136), 8).parallel);
+  EXPECT_FALSE(choose(problem(Form::rows, 50, 64, 3136), 1).parallel);
+}
+
+TEST(Blocking, ChannelsFirstGetsSlabsThatFitTheSecondLevelCache) {
+  const Blocking b = choose(problem(Form::rows, 50, 1024, 196), 2);
+  EXPECT_TRUE(b.slabs);
+  EXPECT_GT(b.channels, 1);
+  EXPECT_LE(b.channels * 50 * 196 * 4, kCaches.l2 / 2);
+  EXPECT_EQ(b.channels * 196 % 16, 0) << "every sample's part of a slab is whole cache lines";
+}
+
+TEST(Blocking, FewChannelsFallToPhases) {
+  EXPECT_FALSE(choose(problem(Form::rows, 50, 3, 12544), 4).slabs);
+  EXPECT_FALSE(choose(problem(Form::columns, 50, 256, 3136), 2).slabs);
+}
+
+TEST(Blocking, AForcedScheduleIsTaken) {
+  const Problem p = problem(Form::columns, 50, 256, 3136);
+  EXPECT_TRUE(choose(p, 2, kForward, POPNORM_SLAB).slabs);
+  EXPECT_FALSE(choose(problem(Form::rows, 50, 256, 3136), 2, kForward, POPNORM_PHASES).slabs);
+}
+
+TEST(Blocking, StreamsOnceInputAndOutputExceedTheLastLevelCache) {
+  EXPECT_FALSE(choose(problem(Form::rows, 50, 64, 196), 2, kInference).stream);
+  EXPECT_TRUE(choose(problem(Form::rows, 50, 256, 3136), 2, kInference).stream);
+  EXPECT_FALSE(choose(problem(Form::rows, 50, 256, 3136), 2, kInference, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_ORDINARY).stream);
+  EXPECT_TRUE(choose(problem(Form::rows, 1, 1, 1), 2, kInference, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_STREAMING).stream);
+}
+
+TEST(Blocking, CutsAreWithinTheProblemForAnyShape) {
+  for (const Form form : {Form::rows, Form::columns})
+    for (const std::int64_t n : {0, 1, 7, 200})
+      for (const std::int64_t c : {1, 3, 16, 100, 2048})
+        for (const std::int64_t s : {0, 1, 49, 100000})
+          for (const int threads : {1, 2, 7, 256})
+            for (const popnorm_schedule schedule : {POPNORM_SCHEDULE_AUTO, POPNORM_SLAB, POPNORM_PHASES}) {
+              const Blocking b = choose(problem(form, n, c, s), threads, kForward, schedule);
+              ASSERT_GE(b.channels, 1);
+              ASSERT_LE(b.channels, c);
+              if (b.slabs)
+                ASSERT_GE(b.slabs_per_task, 1);
+              else
+                ASSERT_GE(b.tiles, 1);
+            }
+}
+
+}  // namespace
