@@ -1,4 +1,4 @@
-// sum(dy) and sum(dy*(x - hi)) of a block. Terms have three roundings and sums three more before they are f64: 6u of
+// sum(dy) and sum(dy*(x - hi)) of a block. Two roundings of the product and two of the sum before it is f64: 4u of
 // sum|dy*(x - hi)|, whatever the length.
 
 template <class T>

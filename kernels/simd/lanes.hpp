@@ -182,14 +182,17 @@ POPNORM_INLINE T fold_lanes(const Batch<T>* lanes) {
     return fold_pair(half);
 }
 
-// Pairwise sum of m <= 8 terms: ((0+1)+(2+3))+((4+5)+(6+7)), absent terms left out. Three roundings instead of m-1, and no
-// chain of dependent additions.
+// Adds m terms to f64 accumulators: pairwise in the terms' own type, four at a time, (0+1)+(2+3). Two roundings before the sum is
+// f64, instead of m-1, and no chain of dependent additions.
 template <std::int64_t m, class V>
-POPNORM_INLINE V tree_sum(const V* v) {
-  if constexpr (m == 1) {
-    return v[0];
-  } else {
-    constexpr std::int64_t left = m > 4 ? 4 : m > 2 ? 2 : 1;
-    return tree_sum<left>(v) + tree_sum<m - left>(v + left);
-  }
+POPNORM_INLINE void accumulate_terms(Batch<double>* sum, const V* v) {
+  if constexpr (m == 1)
+    accumulate(sum, v[0]);
+  else if constexpr (m == 2)
+    accumulate(sum, v[0] + v[1]);
+  else if constexpr (m == 3)
+    accumulate(sum, (v[0] + v[1]) + v[2]);
+  else
+    accumulate(sum, (v[0] + v[1]) + (v[2] + v[3]));
+  if constexpr (m > 4) accumulate_terms<m - 4>(sum, v + 4);
 }

@@ -1,10 +1,10 @@
 // Moments of a block: sums of d = x - pivot and d*d, from which mean = pivot + S1/n and m2 = S2 - S1*S1/n.
 
-// Rows form. The pivot is the mean of 8 vectors spread evenly over the block: 1/128 of a standard deviation off on random
+// Rows form. The pivot is the mean of 8 vectors spread evenly over the block: 1/11 of a standard deviation off on random
 // data, and exact on constant data because it sums a power of two of equal values. Where it is not near the mean of the block
-// all the same (S1*S1/n > S2/4), or d*d overflows or underflows, the block is done again in f64; so m2 >= 3/4 S2 > 0 here, and
-// the rounding of d, d*d and the pairwise sum, 6u of S2, is at most 8u of m2.
-inline constexpr double kPivotGuard = 0.25;
+// all the same (S1*S1/n > S2/8), or d*d overflows or underflows, the block is done again in f64; so m2 >= 7/8 S2 > 0 here, and
+// the variance of any number of merged blocks is within 8u (docs/numerics.md).
+inline constexpr double kPivotGuard = 0.125;
 
 template <class T>
 inline constexpr double kSmallestSquares = std::is_same_v<T, float> ? 0x1p-96 : 0x1p-900;
@@ -32,7 +32,7 @@ class PivotSampler {
         const T* from = x + at_[j] + h * kWidth<T>;
         v[j] = lanes >= kWidth<T> ? load(from) : lanes > 0 ? load_partial(from, lanes, Batch<T>(T(0))) : Batch<T>(T(0));
       }
-      sum[h] = tree_sum<kBlock>(v);
+      sum[h] = ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
     }
     return fold_lanes<T>(sum) * (T(1) / static_cast<T>(kBlock * lanes_));
   }

@@ -1,7 +1,7 @@
 // Two sums per channel over a block, in the canonical order that every tier shares:
-//   vectors are taken 8 at a time, summed pairwise in the leaf's type, and added to f64 accumulators block by block.
-// Rows form: a vector is 16 consecutive positions of a row (the last one may be partial); 8 vectors are those of one row, or of
-// as many whole rows as have at most 8. Columns form: a vector is a position's channels; 8 vectors are 8 successive positions.
+//   vectors are taken in blocks of 8; four at a time they are summed pairwise in the leaf's type and added to f64 accumulators.
+// Rows form: a vector is 16 consecutive positions of a row (the last one may be partial); a block is 8 vectors of one row, or
+// as many whole rows as have at most 8. Columns form: a vector is a position's channels; a block is 8 successive positions.
 //
 // A Leaf gives the two terms of a vector:  Row row(k);  terms(row, i, p, q);  partial(row, i, n, p, q)  with zeros for the
 // lanes n and beyond.
@@ -38,8 +38,8 @@ POPNORM_INLINE void reduce_vectors(const Leaf& leaf, const typename Leaf::Row* r
         }
       }
     }
-    accumulate(sums.first + h * kWiden<T>, tree_sum<rows * vectors>(p));
-    accumulate(sums.second + h * kWiden<T>, tree_sum<rows * vectors>(q));
+    accumulate_terms<rows * vectors>(sums.first + h * kWiden<T>, p);
+    accumulate_terms<rows * vectors>(sums.second + h * kWiden<T>, q);
   }
 }
 
@@ -98,9 +98,9 @@ POPNORM_INLINE void reduce_rows(const Leaf& leaf, const Block& block, double& fi
   second = fold_lanes<double>(sums.second);
 }
 
-// Adds the first n lanes of v to to[0..n).
-template <class Value>
-POPNORM_INLINE void add_lanes(double* to, std::int64_t n, const Value& v) {
+// Adds the first n lanes of m vectors to to[0..n).
+template <std::int64_t m, class Value>
+POPNORM_INLINE void add_lanes(double* to, std::int64_t n, const Value* v) {
   constexpr std::int64_t parts = static_cast<std::int64_t>(Value::size) / kWidth<double>;
   Array<Batch<double>, parts> sum;
   for (std::int64_t j = 0; j < parts; ++j) {
@@ -109,7 +109,7 @@ POPNORM_INLINE void add_lanes(double* to, std::int64_t n, const Value& v) {
              : lanes > 0             ? load_partial(to + j * kWidth<double>, lanes, Batch<double>(0.0))
                                      : Batch<double>(0.0);
   }
-  accumulate(sum, v);
+  accumulate_terms<m>(sum, v);
   for (std::int64_t j = 0; j < parts; ++j) {
     const std::int64_t lanes = n - j * kWidth<double>;
     if (lanes >= kWidth<double>)
@@ -131,15 +131,15 @@ POPNORM_INLINE void reduce_positions(const Leaf& leaf, const typename Leaf::Row*
   for (; c + width <= channels; c += width) {
     const auto columns = leaf.columns(c);
     for (std::int64_t r = 0; r < rows; ++r) leaf.terms(row[r], columns, c, p[r], q[r]);
-    add_lanes(first + c, width, tree_sum<rows>(p));
-    add_lanes(second + c, width, tree_sum<rows>(q));
+    add_lanes<rows>(first + c, width, p);
+    add_lanes<rows>(second + c, width, q);
   }
   if (c < channels) {
     const std::int64_t n = channels - c;
     const auto columns = leaf.columns_partial(c, n);
     for (std::int64_t r = 0; r < rows; ++r) leaf.partial(row[r], columns, c, n, p[r], q[r]);
-    add_lanes(first + c, n, tree_sum<rows>(p));
-    add_lanes(second + c, n, tree_sum<rows>(q));
+    add_lanes<rows>(first + c, n, p);
+    add_lanes<rows>(second + c, n, q);
   }
 }
 

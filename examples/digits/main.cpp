@@ -1,0 +1,125 @@
+// Trains small networks on handwritten digits with popnorm and reports what their batch statistics show.
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <popnorm/popnorm.hpp>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "digits.hpp"
+#include "finding.hpp"
+
+namespace {
+
+using nlohmann::json;
+
+constexpr int kClaimFailed = 1;
+constexpr int kError = 2;
+
+struct NamedFinding {
+  const char* name;
+  digits::Finding (*find)(const digits::Setting&);
+};
+
+constexpr NamedFinding kFindings[] = {
+    {"ema_vs_precise", digits::ema_vs_precise},
+};
+
+struct Arguments {
+  std::filesystem::path digits;
+  std::filesystem::path report;
+  std::vector<std::uint64_t> seeds{1, 2, 3};
+  int jobs = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  bool quick = false;
+};
+
+json describe_popnorm() {
+  const popnorm_problem problem = popnorm::problem_nhwc(1, 1, 1);
+  const int version = popnorm_version();
+  return {{"version", std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
+                          std::to_string(version % 100)},
+          {"numerics_version", popnorm_numerics_version()},
+          {"isa", popnorm::plan(problem).info().isa}};
+}
+
+// Prints the claims and returns them for the report; `hold` becomes false if one fails.
+json judge(const std::vector<digits::Claim>& claims, bool& hold) {
+  json report = json::array();
+  for (const digits::Claim& claim : claims) {
+    const char* relation = claim.at_least ? ">=" : "<=";
+    std::printf("  %-5s %-56s %8.3g  (%s %g)\n", claim.holds() ? "holds" : "FAILS", claim.text.c_str(), claim.value,
+                relation, claim.bound);
+    report.push_back({{"claim", claim.text},
+                      {"value", claim.value},
+                      {"relation", relation},
+                      {"bound", claim.bound},
+                      {"holds", claim.holds()}});
+    hold = hold && claim.holds();
+  }
+  return report;
+}
+
+void write(const std::filesystem::path& file, const json& report) {
+  if (file.has_parent_path()) std::filesystem::create_directories(file.parent_path());
+  std::ofstream out(file);
+  out << report.dump(1) << '\n';
+  out.close();
+  if (!out) throw std::runtime_error(file.string() + ": cannot be written");
+}
+
+void complain(const std::string& what) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "digits: %s\n", what.c_str());
+}
+
+int run(const Arguments& arguments) {
+  const auto start = std::chrono::steady_clock::now();
+  const digits::Digits all = digits::load(arguments.digits);
+  const digits::Setting setting{all, arguments.seeds, arguments.jobs, arguments.quick};
+  json report = {
+      {"popnorm", describe_popnorm()}, {"samples", all.size()}, {"seeds", arguments.seeds}, {"quick", arguments.quick}};
+  bool hold = true;
+  for (const NamedFinding& named : kFindings) {
+    digits::Finding finding = named.find(setting);
+    std::printf("\n%s\n", finding.table.c_str());
+    if (setting.quick) std::puts("  A quick run claims nothing.");
+    finding.report["claims"] = judge(finding.claims, hold);
+    report[named.name] = std::move(finding.report);
+  }
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+  report["seconds"] = taken.count();
+  write(arguments.report, report);
+  return hold ? 0 : kClaimFailed;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Arguments arguments;
+  CLI::App app(
+      "Trains small networks on handwritten digits with popnorm and reports what their batch statistics show.");
+  app.add_option("digits", arguments.digits, "digits.csv.gz: rows of 64 pixels 0..16 and a label")->required();
+  app.add_option("--report", arguments.report, "the report to write (JSON)")->required();
+  app.add_option("--seeds", arguments.seeds, "one run per seed and setting")->capture_default_str();
+  app.add_option("--jobs", arguments.jobs, "runs at a time; results do not depend on it")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_flag("--quick", arguments.quick, "short runs that show how it works; nothing is claimed");
+  CLI11_PARSE(app, argc, argv);
+  try {
+    return run(arguments);
+  } catch (const popnorm::error& error) {
+    complain(std::string("popnorm refused a call: ") + error.what());
+  } catch (const std::exception& error) {
+    complain(error.what());
+  }
+  return kError;
+}

@@ -1,0 +1,281 @@
+// Plans: what is refused when one is made, what a made one says about itself, and calls on an empty batch.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "support/executors.hpp"
+#include "support/layer.hpp"
+
+namespace popnorm_test {
+namespace {
+
+constexpr std::int64_t kBig = std::int64_t{1} << 40;
+
+struct Refusal {
+  const char* what;
+  std::function<void(popnorm_problem&, popnorm_options&)> spoil;
+  std::vector<std::string> words;
+  popnorm_status status = POPNORM_INVALID;
+};
+
+popnorm_problem valid() { return popnorm::problem_nchw(4, 3, 10); }
+
+void expect_refused(const Refusal& refusal) {
+  SCOPED_TRACE(refusal.what);
+  popnorm_problem problem = valid();
+  popnorm_options options = POPNORM_OPTIONS_INIT;
+  refusal.spoil(problem, options);
+  auto* plan = reinterpret_cast<popnorm_plan*>(std::uintptr_t{64});
+  std::vector<std::string> words = refusal.words;
+  words.push_back("^plan:");
+  EXPECT_TRUE(refused(popnorm_plan_create(&problem, &options, &plan), refusal.status, words));
+  EXPECT_EQ(plan, nullptr);
+}
+
+using P = popnorm_problem;
+using O = popnorm_options;
+
+TEST(PlanCreate, RefusesBadProblems) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  const std::vector<Refusal> refusals = {
+      {"n", [](P& p, O&) { p.n = -1; }, {"\\bn is -1", ">= 0"}},
+      {"c = 0", [](P& p, O&) { p.c = 0; }, {"\\bc is 0", ">= 1"}},
+      {"c", [](P& p, O&) { p.c = -5; }, {"\\bc is -5", ">= 1"}},
+      {"s", [](P& p, O&) { p.s = -2; }, {"\\bs is -2", ">= 0"}},
+      {"overflow of n*c", [](P& p, O&) { p.n = p.c = kBig; }, {"overflow"}},
+      {"overflow of n*c*s", [](P& p, O&) { p.n = kBig, p.c = 1 << 12, p.s = 1 << 12; }, {"overflow"}},
+      {"overflow in bytes", [](P& p, O&) { p.n = 1, p.c = 1, p.s = INT64_MAX / 2; }, {"overflow"}},
+      {"overflow beside s = 0", [](P& p, O&) { p.n = p.c = kBig, p.s = 0; }, {"overflow"}},
+      {"epsilon < 0", [](P& p, O&) { p.epsilon = -1e-5; }, {"epsilon is -1e-05"}},
+      {"epsilon nan", [](P& p, O&) { p.epsilon = std::nan(""); }, {"epsilon is -?nan"}},
+      {"epsilon inf", [=](P& p, O&) { p.epsilon = infinity; }, {"epsilon is inf"}},
+      {"layout", [](P& p, O&) { p.layout = static_cast<popnorm_layout>(2); }, {"layout is 2"}},
+      {"storage", [](P& p, O&) { p.storage = static_cast<popnorm_type>(5); }, {"storage is 5"}},
+      {"parameters", [](P& p, O&) { p.parameters = static_cast<popnorm_type>(-1); }, {"parameters is -1"}},
+      {"statistics", [](P& p, O&) { p.statistics = static_cast<popnorm_type>(77); }, {"statistics is 77"}},
+      {"bf16", [](P& p, O&) { p.storage = POPNORM_BF16; }, {"storage", "bf16"}, POPNORM_UNSUPPORTED},
+      {"f16", [](P& p, O&) { p.storage = POPNORM_F16; }, {"storage", "f16"}, POPNORM_UNSUPPORTED},
+      {"bf16 parameters", [](P& p, O&) { p.parameters = POPNORM_BF16; }, {"parameters"}, POPNORM_UNSUPPORTED},
+      {"f16 statistics", [](P& p, O&) { p.statistics = POPNORM_F16; }, {"statistics"}, POPNORM_UNSUPPORTED},
+      {"size", [](P& p, O&) { p.size = sizeof(P) - 8; }, {"size", std::to_string(sizeof(P) - 8)}},
+      {"size 0", [](P& p, O&) { p.size = 0; }, {"size", "\\b0\\b"}},
+  };
+  for (const Refusal& refusal : refusals) expect_refused(refusal);
+}
+
+TEST(PlanCreate, RefusesRowsThatOverlap) {
+  const auto strides = [](popnorm_strides P::*which, std::int64_t sample, std::int64_t row) {
+    return [=](P& p, O&) { p.*which = {sample, row}; };
+  };
+  const auto nhwc = [=](std::int64_t sample, std::int64_t row) {
+    return [=](P& p, O&) {
+      p.layout = POPNORM_NHWC;
+      p.x = {sample, row};
+    };
+  };
+  const std::vector<Refusal> refusals = {
+      {"negative sample", strides(&P::x, -30, 10), {"strides of x", "-30"}},
+      {"negative row", strides(&P::y, 30, -10), {"strides of y", "-10"}},
+      {"row too short", strides(&P::dy, 30, 9), {"strides of dy", "\\b9\\b", "overlap"}},
+      {"sample too short", strides(&P::dx, 29, 10), {"strides of dx", "\\b29\\b", "overlap"}},
+      {"sample short of a padded row", strides(&P::x, 33, 12), {"strides of x", "overlap"}},
+      {"samples inside, row too short", strides(&P::x, 10, 39), {"strides of x", "overlap"}},
+      {"channels last, row too short", nhwc(30, 2), {"strides of x", "overlap"}},
+      {"channels last, sample too short", nhwc(29, 3), {"strides of x", "overlap"}},
+      {"extent overflows", strides(&P::x, INT64_MAX / 4, 10), {"strides of x", "overflow"}},
+      {"rows overflow", strides(&P::x, 0, INT64_MAX / 2), {"strides of x", "overflow"}},
+  };
+  for (const Refusal& refusal : refusals) expect_refused(refusal);
+}
+
+TEST(PlanCreate, RefusesBadOptions) {
+  popnorm_executor idle = POPNORM_EXECUTOR_INIT;
+  popnorm_executor nobody = reversed_executor();
+  nobody.concurrency = 0;
+  popnorm_executor short_one = reversed_executor();
+  short_one.size = 8;
+  const std::vector<Refusal> refusals = {
+      {"backend", [](P&, O& o) { o.backend = static_cast<popnorm_backend>(3); }, {"backend is 3"}},
+      {"cuda", [](P&, O& o) { o.backend = POPNORM_CUDA; }, {"cuda"}, POPNORM_UNSUPPORTED},
+      {"schedule", [](P&, O& o) { o.schedule = static_cast<popnorm_schedule>(-1); }, {"schedule is -1"}},
+      {"stores", [](P&, O& o) { o.stores = static_cast<popnorm_stores>(4); }, {"stores is 4"}},
+      {"unknown tier", [](P&, O& o) { o.isa = "avx1024"; }, {"avx1024", "avx2"}},
+      {"tier of another case", [](P&, O& o) { o.isa = "AVX2"; }, {"AVX2"}},
+      {"executor without parallel_for", [&](P&, O& o) { o.executor = &idle; }, {"parallel_for", "null"}},
+      {"executor of nobody", [&](P&, O& o) { o.executor = &nobody; }, {"concurrency is 0"}},
+      {"executor's size", [&](P&, O& o) { o.executor = &short_one; }, {"executor", "size", "\\b8\\b"}},
+      {"size", [](P&, O& o) { o.size = sizeof(O) - 1; }, {"options", "size", std::to_string(sizeof(O) - 1)}},
+  };
+  for (const Refusal& refusal : refusals) expect_refused(refusal);
+}
+
+TEST(PlanCreate, RefusesTiersThatDoNotRunHere) {
+  for (std::int32_t i = 0; i < popnorm_isa_count(); ++i) {
+    if (popnorm_isa_available(i) == 1) continue;
+    expect_refused({"tier", [=](P&, O& o) { o.isa = popnorm_isa_name(i); }, {popnorm_isa_name(i)}, POPNORM_UNSUPPORTED});
+  }
+}
+
+TEST(PlanCreate, RefusesNull) {
+  popnorm_plan* plan = nullptr;
+  const popnorm_problem problem = valid();
+  EXPECT_TRUE(refused(popnorm_plan_create(nullptr, nullptr, &plan), POPNORM_INVALID, {"problem", "null"}));
+  EXPECT_TRUE(refused(popnorm_plan_create(&problem, nullptr, nullptr), POPNORM_INVALID, {"null"}));
+}
+
+TEST(PlanCreate, ReadsLongerStructsOnlyWithAZeroTail) {
+  struct LaterProblem {
+    popnorm_problem now;
+    std::int64_t tail;
+  } problem = {valid(), 0};
+  struct LaterOptions {
+    popnorm_options now;
+    std::int64_t tail;
+  } options = {POPNORM_OPTIONS_INIT, 0};
+  problem.now.size = sizeof(problem);
+  options.now.size = sizeof(options);
+  popnorm_plan* plan = nullptr;
+  ASSERT_TRUE(succeeded(popnorm_plan_create(&problem.now, &options.now, &plan)));
+  popnorm_plan_destroy(plan);
+  problem.tail = 1;
+  EXPECT_TRUE(refused(popnorm_plan_create(&problem.now, &options.now, &plan), POPNORM_UNSUPPORTED, {"problem", "byte"}));
+  problem.tail = 0;
+  options.tail = std::int64_t{1} << 56;
+  EXPECT_TRUE(refused(popnorm_plan_create(&problem.now, &options.now, &plan), POPNORM_UNSUPPORTED, {"options", "byte"}));
+}
+
+TEST(PlanCreate, AcceptsWhatIsUnusualButRight) {
+  const auto accept = [](const char* what, const std::function<void(P&)>& change) {
+    popnorm_problem problem = valid();
+    change(problem);
+    popnorm_plan* plan = nullptr;
+    EXPECT_TRUE(succeeded(popnorm_plan_create(&problem, nullptr, &plan))) << what;
+    popnorm_plan_destroy(plan);
+  };
+  accept("defaults", [](P&) {});
+  accept("epsilon 0", [](P& p) { p.epsilon = 0; });
+  accept("empty", [](P& p) { p.n = p.s = 0; });
+  accept("more than 2^32 elements", [](P& p) { p.n = 1 << 20, p.c = 64, p.s = 1 << 20; });
+  accept("samples inside", [](P& p) { p.x = {10, 40}; });
+  accept("a stride of one sample never used", [](P& p) { p.n = 1, p.x = {1, 10}; });
+  accept("parameters f64", [](P& p) { p.parameters = p.statistics = POPNORM_F64; });
+  accept("statistics f32 of f64", [](P& p) { p.storage = POPNORM_F64, p.statistics = POPNORM_F32; });
+}
+
+TEST(PlanQuery, DescribesThePlan) {
+  const popnorm::plan plan(valid());
+  const popnorm_plan_info& info = plan.info();
+  EXPECT_EQ(info.workspace_alignment, 64u);
+  EXPECT_EQ(info.reserve_alignment, 64u);
+  EXPECT_GT(info.reserve_bytes, 0u);
+  EXPECT_EQ(info.backend, POPNORM_CPU);
+  EXPECT_STREQ(info.isa, runnable_tiers().front());
+  EXPECT_EQ(info.tiles, 1);
+  EXPECT_GE(popnorm::plan(popnorm::problem_nchw(3, 2, 100000)).info().tiles, 3 * 3);
+}
+
+TEST(PlanQuery, RefusesBadArguments) {
+  const popnorm::plan plan(valid());
+  popnorm_plan_info info = POPNORM_PLAN_INFO_INIT;
+  EXPECT_TRUE(refused(popnorm_plan_query(nullptr, &info), POPNORM_INVALID, {"plan_query", "null"}));
+  EXPECT_TRUE(refused(popnorm_plan_query(plan.get(), nullptr), POPNORM_INVALID, {"plan_query", "null"}));
+  info.size = 16;
+  EXPECT_TRUE(refused(popnorm_plan_query(plan.get(), &info), POPNORM_INVALID, {"plan_query", "size", "\\b16\\b"}));
+  EXPECT_EQ(info.tiles, 0);
+}
+
+// Scratch is bounded by the contract, whatever the shape: min(4 MB, T/64) + 64 B per channel. Tensors for which T/64 is
+// less than one row per tile are given that row.
+TEST(PlanQuery, WorkspaceKeepsItsBudget) {
+  for (const popnorm_layout layout : {POPNORM_NCHW, POPNORM_NHWC}) {
+    for (const std::int64_t n : {1, 50, 4096}) {
+      for (const std::int64_t c : {1, 64, 2048}) {
+        for (const std::int64_t s : {1, 49, 3136, 12544}) {
+          const popnorm::plan plan(popnorm::problem(layout, n, c, s));
+          const double tensor = static_cast<double>(n) * static_cast<double>(c) * static_cast<double>(s) * 4;
+          const double budget = std::min(4e6, tensor / 64) + 64 * static_cast<double>(c);
+          EXPECT_LE(static_cast<double>(plan.info().workspace_bytes), budget + 64)
+              << "N " << n << " C " << c << " S " << s << " layout " << layout;
+        }
+      }
+    }
+  }
+}
+
+TEST(Tiers, AreListedBestFirst) {
+  ASSERT_EQ(popnorm_isa_count(), 3);
+  EXPECT_STREQ(popnorm_isa_name(0), "avx512");
+  EXPECT_STREQ(popnorm_isa_name(1), "avx2");
+  EXPECT_STREQ(popnorm_isa_name(2), "baseline");
+  EXPECT_EQ(popnorm_isa_available(2), 1);
+  for (const std::int32_t outside : {-1, 3, 1000}) {
+    EXPECT_EQ(popnorm_isa_name(outside), nullptr);
+    EXPECT_EQ(popnorm_isa_available(outside), 0);
+  }
+  EXPECT_EQ(popnorm_backend_available(POPNORM_CPU), 1);
+  EXPECT_EQ(popnorm_backend_available(POPNORM_BACKEND_AUTO), 1);
+  EXPECT_EQ(popnorm_backend_available(POPNORM_CUDA), 0);
+  EXPECT_EQ(popnorm_backend_available(static_cast<popnorm_backend>(9)), 0);
+}
+
+TEST(Version, AgreesWithTheHeader) {
+  EXPECT_EQ(popnorm_version(), POPNORM_VERSION_MAJOR * 10000 + POPNORM_VERSION_MINOR * 100 + POPNORM_VERSION_PATCH);
+  EXPECT_GE(popnorm_numerics_version(), 1);
+}
+
+TEST(Null, IsAllowedForDestroy) { popnorm_plan_destroy(nullptr); }
+
+// An empty batch is valid with null tensors, and changes nothing that accumulates.
+TEST(EmptyBatch, ChangesNothing) {
+  for (const auto& [n, s] : {std::pair<std::int64_t, std::int64_t>{0, 5}, {4, 0}, {0, 0}}) {
+    for (const popnorm_layout layout : {POPNORM_NCHW, POPNORM_NHWC}) {
+      const popnorm::plan plan(popnorm::problem(layout, n, 3, s));
+      popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
+      popnorm::population population(1, 3);
+      const std::vector<char> empty_population(static_cast<const char*>(population.data()),
+                                               static_cast<const char*>(population.data()) + population.size());
+      std::vector<float> running_mean = {1, 2, 3}, running_variance = {4, 5, 6}, saved_mean(3, -1), saved_invstd(3, -1);
+      std::vector<double> weight(3, -1), mean(3, -1), m2(3, -1);
+      popnorm_forward_args forward = popnorm::forward_args(workspace, reserve);
+      forward.running_mean = running_mean.data();
+      forward.running_variance = running_variance.data();
+      forward.population = population.data();
+      forward.population_bytes = population.size();
+      forward.saved_mean = saved_mean.data();
+      forward.saved_invstd = saved_invstd.data();
+      forward.moments = {weight.data(), mean.data(), m2.data()};
+      plan.forward(forward);
+      EXPECT_EQ(running_mean, (std::vector<float>{1, 2, 3}));
+      EXPECT_EQ(running_variance, (std::vector<float>{4, 5, 6}));
+      EXPECT_EQ(std::vector<char>(static_cast<const char*>(population.data()),
+                                  static_cast<const char*>(population.data()) + population.size()),
+                empty_population);
+      EXPECT_EQ(weight, std::vector<double>(3, 0));
+      EXPECT_EQ(mean, std::vector<double>(3, 0));
+      EXPECT_EQ(m2, std::vector<double>(3, 0));
+      for (const float v : saved_mean) EXPECT_TRUE(std::isfinite(v));
+      for (const float v : saved_invstd) EXPECT_TRUE(std::isfinite(v));
+
+      std::vector<float> dscale = {1, 2, 3}, dshift = {4, 5, 6};
+      popnorm_backward_args backward = popnorm::backward_args(workspace, reserve);
+      backward.dscale = dscale.data();
+      backward.dshift = dshift.data();
+      backward.accumulate = 1;
+      plan.backward(backward);
+      EXPECT_EQ(dscale, (std::vector<float>{1, 2, 3}));
+      EXPECT_EQ(dshift, (std::vector<float>{4, 5, 6}));
+      backward.accumulate = 0;
+      plan.backward(backward);
+      EXPECT_EQ(dscale, std::vector<float>(3, 0));
+      EXPECT_EQ(dshift, std::vector<float>(3, 0));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace popnorm_test
