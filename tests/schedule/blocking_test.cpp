@@ -70,10 +70,7 @@ TEST(Blocking, CutsAreWithinTheProblemForAnyShape) {
               const Blocking b = choose(problem(form, n, c, s), threads, kForward, schedule);
               ASSERT_GE(b.channels, 1);
               ASSERT_LE(b.channels, c);
-              if (b.slabs)
-                ASSERT_GE(b.slabs_per_task, 1);
-              else
-                ASSERT_GE(b.tiles, 1);
+              ASSERT_GE(b.slabs ? b.slabs_per_task : b.tiles, 1);
             }
 }
 

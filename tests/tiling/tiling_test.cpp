@@ -59,7 +59,9 @@ TEST(Tiling, RunsStartAtLaneZeroAndAreEqualUpToALaneSet) {
       shortest = std::min(shortest, tile.positions());
       longest = std::max(longest, tile.positions());
     }
-    if (longest > 0) EXPECT_LE(longest - shortest, kLanes);
+    if (longest > 0) {
+      EXPECT_LE(longest - shortest, kLanes);
+    }
     EXPECT_LE(longest, tiling.length() + kLanes);
   }
 }
