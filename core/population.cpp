@@ -1,7 +1,9 @@
 #include "core/population.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 
 #include "core/error.hpp"
 
@@ -34,7 +36,8 @@ popnorm_status check_population(const char* operation, const char* name, const v
                 kVersion);
   std::size_t expected = 0;
   if (popnorm_population_size(header.slots, header.c, &expected) != POPNORM_SUCCESS || header.bytes != expected ||
-      header.steps < 0)
+      header.steps < 0 ||
+      std::any_of(std::begin(header.room), std::end(header.room), [](std::uint8_t byte) { return byte != 0; }))
     return fail(POPNORM_INVALID, "%s: %s has a corrupted header (slots %lld, c %lld, steps %lld, bytes %llu)", operation,
                 name, static_cast<long long>(header.slots), static_cast<long long>(header.c),
                 static_cast<long long>(header.steps), static_cast<unsigned long long>(header.bytes));

@@ -67,15 +67,14 @@ popnorm_status resolve_strides(const char* name, const Problem& p, popnorm_layou
 
 // ---------------------------------------------------------------------------------------------------------------- memory
 
-// A piece of the caller's memory: `count` chunks of `chunk` bytes at two pitches (bytes), for tensors.
+// A piece of the caller's memory: solid, or the rows of a tensor.
 struct Region {
   const char* name;
   const char* first;
   std::int64_t bytes;  // from the first to the last byte
   bool written;
-  Strides pitch;       // 0, 0: one solid piece
+  Strides pitch;       // strides in bytes; 0, 0: solid
   std::int64_t row_bytes;
-  std::int64_t sample_bytes;
 };
 
 class Memory {
@@ -89,11 +88,10 @@ class Memory {
                                       name, ll{p.n}, ll{p.c}, ll{p.s});
     const std::int64_t size = size_of(p.storage);
     POPNORM_TRY(aligned(name, first, size));
-    Region r{name, static_cast<const char*>(first), 0, written, {strides.sample * size, strides.row * size}, 0, 0};
-    r.row_bytes = p.row_length() * size;
-    r.sample_bytes = (p.rows() - 1) * r.pitch.row + r.row_bytes;
-    r.bytes = (p.n - 1) * r.pitch.sample + r.sample_bytes;
-    return add(r);
+    const Strides pitch{strides.sample * size, strides.row * size};
+    const std::int64_t row_bytes = p.row_length() * size;
+    const std::int64_t bytes = (p.n - 1) * pitch.sample + (p.rows() - 1) * pitch.row + row_bytes;
+    return add({name, static_cast<const char*>(first), bytes, written, pitch, row_bytes});
   }
 
   // An optional array: null is fine.
@@ -158,7 +156,7 @@ class Memory {
 
  private:
   static Region solid(const char* name, const void* first, std::int64_t bytes, bool written) {
-    return {name, static_cast<const char*>(first), bytes, written, {0, 0}, bytes, bytes};
+    return {name, static_cast<const char*>(first), bytes, written, {0, 0}, bytes};
   }
 
   popnorm_status aligned(const char* name, const void* first, std::int64_t size) const {
@@ -189,21 +187,30 @@ class Memory {
     return same_memory(w, o) && ((is(w, "y") && is(o, "x")) || (is(w, "dx") && (is(o, "dy") || is(o, "x"))));
   }
 
-  // Chunks at the same pitch are disjoint if their places within the pitch are.
-  static bool interleaved(std::int64_t distance, std::int64_t pitch_a, std::int64_t chunk_a, std::int64_t pitch_b,
-                          std::int64_t chunk_b) {
-    if (pitch_a != pitch_b || pitch_a <= 0) return false;
-    const std::int64_t place = ((distance % pitch_a) + pitch_a) % pitch_a;
-    return place >= chunk_a && place + chunk_b <= pitch_a;
+  // Two tensors of the same strides, side by side in one allocation: rows start `distance` apart, give or take whole pitches.
+  bool rows_meet(const Region& a, std::int64_t distance) const {
+    const bool samples_outside = a.pitch.sample >= a.pitch.row;
+    const std::int64_t outer = samples_outside ? a.pitch.sample : a.pitch.row;
+    const std::int64_t inner = samples_outside ? a.pitch.row : a.pitch.sample;
+    const std::int64_t outer_count = samples_outside ? problem_.n : problem_.rows();
+    const std::int64_t inner_count = samples_outside ? problem_.rows() : problem_.n;
+    for (std::int64_t i = distance / outer - 1; i <= distance / outer + 1; ++i) {
+      if (i <= -outer_count || i >= outer_count) continue;
+      const std::int64_t rest = distance - i * outer;
+      for (std::int64_t j = rest / inner - 1; j <= rest / inner + 1; ++j) {
+        const std::int64_t gap = rest - j * inner;
+        if (j > -inner_count && j < inner_count && gap > -a.row_bytes && gap < a.row_bytes) return true;
+      }
+    }
+    return false;
   }
 
-  static bool overlap(const Region& a, const Region& b) {
+  bool overlap(const Region& a, const Region& b) const {
     const std::int64_t distance = b.first - a.first;
     if (distance >= a.bytes || -distance >= b.bytes) return false;
-    if (interleaved(distance, a.pitch.sample, a.sample_bytes, b.pitch.sample, b.sample_bytes)) return false;
-    const bool rows_at_one_pitch = a.pitch.row > 0 && a.pitch.sample % a.pitch.row == 0 && b.pitch.row > 0 &&
-                                   b.pitch.sample % b.pitch.row == 0;
-    return !(rows_at_one_pitch && interleaved(distance, a.pitch.row, a.row_bytes, b.pitch.row, b.row_bytes));
+    const bool same_strides =
+        a.pitch.row > 0 && a.pitch.row == b.pitch.row && a.pitch.sample > 0 && a.pitch.sample == b.pitch.sample;
+    return !same_strides || rows_meet(a, distance);
   }
 
   const char* operation_;
