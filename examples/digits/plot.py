@@ -116,7 +116,7 @@ def main():
             unit="validation error, %", limits=(0.3, 100), ticks=[0.5, 1, 2, 5, 10, 20, 50, 100]),
         "ema_vs_precise_drift.png": draw_figure(
             report, "drift",
-            title="The fewer the updates, the longer the EMA remembers weights that are gone",
+            title="Before the rate falls the EMA's means are off, most of all at batch 600",
             unit="drift: rms of (mean − full mean) / full σ", limits=(1e-5, 1), ticks=[1e-4, 1e-3, 1e-2, 1e-1, 1]),
     }
     arguments.folder.mkdir(parents=True, exist_ok=True)
