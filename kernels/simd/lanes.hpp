@@ -182,17 +182,44 @@ POPNORM_INLINE T fold_lanes(const Batch<T>* lanes) {
     return fold_pair(half);
 }
 
+// body(0) ... body(n-1) with compile-time indices: arrays of batches then live in registers, which a loop does not ensure.
+template <std::int64_t n, class Body>
+POPNORM_INLINE void unroll(const Body& body) {
+  if constexpr (n > 0) {
+    unroll<n - 1>(body);
+    body(std::integral_constant<std::int64_t, n - 1>{});
+  }
+}
+
+// The two terms that a vector contributes.
+template <class V>
+struct Terms {
+  V p;
+  V q;
+};
+
+template <class V>
+POPNORM_INLINE Terms<V> operator+(const Terms<V>& a, const Terms<V>& b) {
+  return {a.p + b.p, a.q + b.q};
+}
+
 // Adds m terms to f64 accumulators: pairwise in the terms' own type, four at a time, (0+1)+(2+3). Two roundings before the sum is
-// f64, instead of m-1, and no chain of dependent additions.
-template <std::int64_t m, class V>
-POPNORM_INLINE void accumulate_terms(Batch<double>* sum, const V* v) {
-  if constexpr (m == 1)
-    accumulate(sum, v[0]);
-  else if constexpr (m == 2)
-    accumulate(sum, v[0] + v[1]);
-  else if constexpr (m == 3)
-    accumulate(sum, (v[0] + v[1]) + v[2]);
-  else
-    accumulate(sum, (v[0] + v[1]) + (v[2] + v[3]));
-  if constexpr (m > 4) accumulate_terms<m - 4>(sum, v + 4);
+// f64, instead of m-1, and no chain of dependent additions. term(v) gives the v-th.
+template <std::int64_t m, std::int64_t first = 0, class Term>
+POPNORM_INLINE void accumulate_terms(Batch<double>* sum_p, Batch<double>* sum_q, const Term& term) {
+  const auto at = [&](std::int64_t v) __attribute__((always_inline)) { return term(first + v); };
+  constexpr std::int64_t rest = m - first;
+  const auto sum = [&]() __attribute__((always_inline)) {
+    if constexpr (rest == 1)
+      return at(0);
+    else if constexpr (rest == 2)
+      return at(0) + at(1);
+    else if constexpr (rest == 3)
+      return (at(0) + at(1)) + at(2);
+    else
+      return (at(0) + at(1)) + (at(2) + at(3));
+  }();
+  accumulate(sum_p, sum.p);
+  accumulate(sum_q, sum.q);
+  if constexpr (rest > 4) accumulate_terms<m, first + 4>(sum_p, sum_q, term);
 }

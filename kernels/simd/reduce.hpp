@@ -20,31 +20,26 @@ template <std::int64_t vectors, std::int64_t rows, class Leaf>
 POPNORM_INLINE void reduce_vectors(const Leaf& leaf, const typename Leaf::Row* row, std::int64_t i, std::int64_t tail,
                                    LaneSums& sums) {
   using T = typename Leaf::Type;
-  for (std::int64_t h = 0; h < kSpan<T>; ++h) {
-    Array<Batch<T>, rows * vectors> p;
-    Array<Batch<T>, rows * vectors> q;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t v = 0; v < vectors; ++v) {
-        const std::int64_t at = i + v * kLanes + h * kWidth<T>;
-        const std::int64_t lanes = tail - h * kWidth<T>;
-        Batch<T>& pv = p[r * vectors + v];
-        Batch<T>& qv = q[r * vectors + v];
-        if (v < vectors - 1 || tail == 0 || lanes >= kWidth<T>) {
-          leaf.terms(row[r], at, pv, qv);
-        } else if (lanes > 0) {
-          leaf.partial(row[r], at, lanes, pv, qv);
-        } else {
-          pv = qv = Batch<T>(T(0));
-        }
-      }
-    }
-    accumulate_terms<rows * vectors>(sums.first + h * kWiden<T>, p);
-    accumulate_terms<rows * vectors>(sums.second + h * kWiden<T>, q);
-  }
+  unroll<kSpan<T>>([&](auto h) __attribute__((always_inline)) {
+    const auto term = [&](std::int64_t k) __attribute__((always_inline)) {
+      const std::int64_t v = k % vectors;
+      const std::int64_t at = i + v * kLanes + h * kWidth<T>;
+      const std::int64_t lanes = tail - h * kWidth<T>;
+      Terms<Batch<T>> t;
+      if (v < vectors - 1 || tail == 0 || lanes >= kWidth<T>)
+        leaf.terms(row[k / vectors], at, t.p, t.q);
+      else if (lanes > 0)
+        leaf.partial(row[k / vectors], at, lanes, t.p, t.q);
+      else
+        t.p = t.q = Batch<T>(T(0));
+      return t;
+    };
+    accumulate_terms<rows * vectors>(sums.first + h * kWiden<T>, sums.second + h * kWiden<T>, term);
+  });
 }
 
 template <std::int64_t vectors, class Leaf>
-void reduce_short_rows(const Leaf& leaf, const Block& block, std::int64_t tail, LaneSums& sums) {
+POPNORM_INLINE void reduce_short_rows(const Leaf& leaf, const Block& block, std::int64_t tail, LaneSums& sums) {
   constexpr std::int64_t rows = kBlock / vectors;
   std::int64_t k = 0;
   for (; k + rows <= block.samples; k += rows) {
@@ -59,7 +54,7 @@ void reduce_short_rows(const Leaf& leaf, const Block& block, std::int64_t tail, 
 }
 
 template <class Leaf>
-void reduce_long_rows(const Leaf& leaf, const Block& block, LaneSums& sums) {
+POPNORM_INLINE void reduce_long_rows(const Leaf& leaf, const Block& block, LaneSums& sums) {
   const std::int64_t full = block.positions / kLanes;
   const std::int64_t tail = block.positions % kLanes;
   const std::int64_t whole = full / kBlock * kBlock;
@@ -98,25 +93,26 @@ POPNORM_INLINE void reduce_rows(const Leaf& leaf, const Block& block, double& fi
   second = fold_lanes<double>(sums.second);
 }
 
-// Adds the first n lanes of m vectors to to[0..n).
-template <std::int64_t m, class Value>
-POPNORM_INLINE void add_lanes(double* to, std::int64_t n, const Value* v) {
-  constexpr std::int64_t parts = static_cast<std::int64_t>(Value::size) / kWidth<double>;
-  Array<Batch<double>, parts> sum;
-  for (std::int64_t j = 0; j < parts; ++j) {
+// The first n lanes of `to`, as f64 batches.
+template <std::int64_t parts>
+POPNORM_INLINE void load_sums(Batch<double>* sum, const double* to, std::int64_t n) {
+  unroll<parts>([&](auto j) __attribute__((always_inline)) {
     const std::int64_t lanes = n - j * kWidth<double>;
     sum[j] = lanes >= kWidth<double> ? load(to + j * kWidth<double>)
              : lanes > 0             ? load_partial(to + j * kWidth<double>, lanes, Batch<double>(0.0))
                                      : Batch<double>(0.0);
-  }
-  accumulate_terms<m>(sum, v);
-  for (std::int64_t j = 0; j < parts; ++j) {
+  });
+}
+
+template <std::int64_t parts>
+POPNORM_INLINE void store_sums(const Batch<double>* sum, double* to, std::int64_t n) {
+  unroll<parts>([&](auto j) __attribute__((always_inline)) {
     const std::int64_t lanes = n - j * kWidth<double>;
     if (lanes >= kWidth<double>)
       sum[j].store_unaligned(to + j * kWidth<double>);
     else if (lanes > 0)
       store_partial(to + j * kWidth<double>, lanes, sum[j]);
-  }
+  });
 }
 
 // Adds `rows` positions of all channels to first[] and second[], columns form.
@@ -125,21 +121,33 @@ POPNORM_INLINE void reduce_positions(const Leaf& leaf, const typename Leaf::Row*
                                      double* second) {
   using Value = typename Leaf::Value;
   constexpr auto width = static_cast<std::int64_t>(Value::size);
-  Array<Value, rows> p;
-  Array<Value, rows> q;
+  constexpr std::int64_t parts = width / kWidth<double>;
+  const auto add = [&](std::int64_t c, std::int64_t n, const auto& term) __attribute__((always_inline)) {
+    Array<Batch<double>, parts> sum_p;
+    Array<Batch<double>, parts> sum_q;
+    load_sums<parts>(sum_p, first + c, n);
+    load_sums<parts>(sum_q, second + c, n);
+    accumulate_terms<rows>(sum_p, sum_q, term);
+    store_sums<parts>(sum_p, first + c, n);
+    store_sums<parts>(sum_q, second + c, n);
+  };
   std::int64_t c = 0;
   for (; c + width <= channels; c += width) {
     const auto columns = leaf.columns(c);
-    for (std::int64_t r = 0; r < rows; ++r) leaf.terms(row[r], columns, c, p[r], q[r]);
-    add_lanes<rows>(first + c, width, p);
-    add_lanes<rows>(second + c, width, q);
+    add(c, width, [&](std::int64_t r) __attribute__((always_inline)) {
+      Terms<Value> t;
+      leaf.terms(row[r], columns, c, t.p, t.q);
+      return t;
+    });
   }
   if (c < channels) {
     const std::int64_t n = channels - c;
     const auto columns = leaf.columns_partial(c, n);
-    for (std::int64_t r = 0; r < rows; ++r) leaf.partial(row[r], columns, c, n, p[r], q[r]);
-    add_lanes<rows>(first + c, n, p);
-    add_lanes<rows>(second + c, n, q);
+    add(c, n, [&](std::int64_t r) __attribute__((always_inline)) {
+      Terms<Value> t;
+      leaf.partial(row[r], columns, c, n, t.p, t.q);
+      return t;
+    });
   }
 }
 
