@@ -202,6 +202,9 @@ class Bench {
     std::sort(order.begin(), order.end(),
               [&](std::size_t a, std::size_t b) { return median(scan[a]) < median(scan[b]); });
 
+    json scanned = json::object();
+    for (const std::size_t i : order) scanned[loops[i].name] = median(scan[i]);
+
     std::vector<Contender> contenders = main;
     contenders.push_back(loops[order[0]]);
     contenders.push_back(loops[order[1]]);
@@ -216,6 +219,7 @@ class Bench {
                    {"ceiling_ms", ceiling_ms},
                    {"ceiling_kind", pattern.name()},
                    {"ceiling_loop", contenders[best].name},
+                   {"ceiling_scan_ms", scanned},
                    {"ceiling_ratio", of_ceiling.value},
                    {"ceiling_ci95", {of_ceiling.low, of_ceiling.high}},
                    {"ceiling_gbs", static_cast<double>(task.layer.bytes()) * pattern.tensors() / ceiling_ms / 1e6},

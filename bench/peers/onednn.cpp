@@ -99,15 +99,17 @@ Peer make_onednn(const Task& task, ChannelArrays& arrays, int threads) {
                      {DNNL_ARG_VARIANCE, small(arrays.variance)}};
   };
   const auto backward_arguments = [&](const Tensors& t) {
-    return Arguments{{DNNL_ARG_SRC, large(t.x)},
-                     {DNNL_ARG_DIFF_DST, large(t.dy)},
-                     {DNNL_ARG_DIFF_SRC, large(t.out)},
-                     {DNNL_ARG_SCALE, small(arrays.scale)},
-                     {DNNL_ARG_SHIFT, small(arrays.shift)},  // version 2 insists on it
-                     {DNNL_ARG_MEAN, small(arrays.mean)},
-                     {DNNL_ARG_VARIANCE, small(arrays.variance)},
-                     {DNNL_ARG_DIFF_SCALE, small(arrays.dscale)},
-                     {DNNL_ARG_DIFF_SHIFT, small(arrays.dshift)}};
+    Arguments all{{DNNL_ARG_SRC, large(t.x)},
+                  {DNNL_ARG_DIFF_DST, large(t.dy)},
+                  {DNNL_ARG_DIFF_SRC, large(t.out)},
+                  {DNNL_ARG_SCALE, small(arrays.scale)},
+                  {DNNL_ARG_MEAN, small(arrays.mean)},
+                  {DNNL_ARG_VARIANCE, small(arrays.variance)},
+                  {DNNL_ARG_DIFF_SCALE, small(arrays.dscale)},
+                  {DNNL_ARG_DIFF_SHIFT, small(arrays.dshift)}};
+    // Version 2 insists on it, early releases of version 3 refuse it.
+    if constexpr (POPNORM_BENCH_ONEDNN_MAJOR < 3) all.emplace(DNNL_ARG_SHIFT, small(arrays.shift));
+    return all;
   };
 
   dnnl::primitive primitive;
