@@ -274,4 +274,20 @@ TEST(KernelGroups, TwoInterleavedGroupsCombineToTheWhole) {
   }
 }
 
+// Squares of deviations around 2^-73 are subnormal in f32 and lose their digits one by one; the variance may not.
+TEST(KernelRange, SquaresThatUnderflowKeepTheirVariance) {
+  const std::int64_t positions = 300;
+  Random random("underflow");
+  Array x(POPNORM_F32, positions, Placement::ends_at_guard);
+  for (std::int64_t i = 0; i < positions; ++i) x.set(i, 1e-22 * random.normal());
+  const auto exact = popnorm::reference::moments_of(x.values());
+  for (const KernelTable* table : runnable_tables()) {
+    for (int form = 0; form < kForms; ++form) {
+      double mean = 0, m2 = 0;
+      table->kernels[form][0].moments({{1, positions, 1, nullptr}, {x.data(), positions, form == 0 ? positions : 1}, &mean, &m2});
+      EXPECT_LE(std::fabs(m2 - exact.m2), 8 * 0x1p-24L * exact.m2) << table->isa << " form " << form;
+    }
+  }
+}
+
 }  // namespace
