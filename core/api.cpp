@@ -6,6 +6,7 @@
 
 #include "core/backend.hpp"
 #include "core/error.hpp"
+#include "core/fp_environment.hpp"
 #include "core/log.hpp"
 #include "core/plan.hpp"
 #include "core/population.hpp"
@@ -18,9 +19,10 @@ namespace {
 // Changes whenever a result may change in any bit.
 constexpr std::int32_t kNumericsVersion = 1;
 
-// No exception crosses the C ABI. oneTBB may throw when it cannot allocate a task.
+// No exception crosses the C ABI, and none of the caller's floating-point traps springs inside. oneTBB may throw when it cannot allocate a task.
 template <class Body>
 popnorm_status guarded(const char* operation, Body&& body) noexcept {
+  const FpEnvironment environment;
   try {
     return body();
   } catch (const std::bad_alloc&) {
@@ -136,6 +138,7 @@ popnorm_status popnorm_population_feed(void* population, size_t bytes, const pop
   popnorm_population_feed_args args;
   if (const popnorm_status status = read_struct("population_feed", from, args); status != POPNORM_SUCCESS) return status;
   if (const popnorm_status status = validate_feed(population, bytes, args); status != POPNORM_SUCCESS) return status;
+  const FpEnvironment environment;
   feed_population(population, args.feed, args.momentum, [&args](std::int64_t i) {
     return Moments{args.moments.weight[i], args.moments.mean[i], args.moments.m2[i]};
   });
@@ -147,6 +150,7 @@ popnorm_status popnorm_population_finalize(const void* population, size_t bytes,
   popnorm_population_finalize_args args;
   if (const popnorm_status status = read_struct("population_finalize", from, args); status != POPNORM_SUCCESS) return status;
   if (const popnorm_status status = validate_finalize(population, bytes, args); status != POPNORM_SUCCESS) return status;
+  const FpEnvironment environment;
   const auto& header = *static_cast<const popnorm_population_header*>(population);
   const PopulationArrays<const double> a = arrays_of(population);
   const auto write = [&args](void* to, std::int64_t i, double value) {
