@@ -19,7 +19,8 @@ namespace {
 // Changes whenever a result may change in any bit.
 constexpr std::int32_t kNumericsVersion = 1;
 
-// No exception crosses the C ABI, and none of the caller's floating-point traps springs inside. oneTBB may throw when it cannot allocate a task.
+// No exception crosses the C ABI (oneTBB may throw when it cannot allocate a task), and none of the caller's floating-point
+// traps springs inside, validation included.
 template <class Body>
 popnorm_status guarded(const char* operation, Body&& body) noexcept {
   const FpEnvironment environment;
@@ -135,37 +136,40 @@ popnorm_status popnorm_backward_apply(const popnorm_plan* plan, const popnorm_ba
 }
 
 popnorm_status popnorm_population_feed(void* population, size_t bytes, const popnorm_population_feed_args* from) {
-  popnorm_population_feed_args args;
-  if (const popnorm_status status = read_struct("population_feed", from, args); status != POPNORM_SUCCESS) return status;
-  if (const popnorm_status status = validate_feed(population, bytes, args); status != POPNORM_SUCCESS) return status;
-  const FpEnvironment environment;
-  feed_population(population, args.feed, args.momentum, [&args](std::int64_t i) {
-    return Moments{args.moments.weight[i], args.moments.mean[i], args.moments.m2[i]};
+  return guarded("population_feed", [&] {
+    popnorm_population_feed_args args;
+    if (const popnorm_status status = read_struct("population_feed", from, args); status != POPNORM_SUCCESS) return status;
+    if (const popnorm_status status = validate_feed(population, bytes, args); status != POPNORM_SUCCESS) return status;
+    feed_population(population, args.feed, args.momentum, [&args](std::int64_t i) {
+      return Moments{args.moments.weight[i], args.moments.mean[i], args.moments.m2[i]};
+    });
+    return POPNORM_SUCCESS;
   });
-  return POPNORM_SUCCESS;
 }
 
 popnorm_status popnorm_population_finalize(const void* population, size_t bytes,
                                            const popnorm_population_finalize_args* from) {
-  popnorm_population_finalize_args args;
-  if (const popnorm_status status = read_struct("population_finalize", from, args); status != POPNORM_SUCCESS) return status;
-  if (const popnorm_status status = validate_finalize(population, bytes, args); status != POPNORM_SUCCESS) return status;
-  const FpEnvironment environment;
-  const auto& header = *static_cast<const popnorm_population_header*>(population);
-  const PopulationArrays<const double> a = arrays_of(population);
-  const auto write = [&args](void* to, std::int64_t i, double value) {
-    if (to == nullptr) return;
-    if (args.type == POPNORM_F64)
-      static_cast<double*>(to)[i] = value;
-    else
-      static_cast<float*>(to)[i] = static_cast<float>(value);
-  };
-  for (std::int64_t i = 0; i < header.slots * header.c; ++i) {
-    const MeanVariance v = population_statistics(a, i, args.estimator);
-    write(args.mean, i, v.mean);
-    write(args.variance, i, v.variance);
-  }
-  return POPNORM_SUCCESS;
+  return guarded("population_finalize", [&] {
+    popnorm_population_finalize_args args;
+    if (const popnorm_status status = read_struct("population_finalize", from, args); status != POPNORM_SUCCESS)
+      return status;
+    if (const popnorm_status status = validate_finalize(population, bytes, args); status != POPNORM_SUCCESS) return status;
+    const auto& header = *static_cast<const popnorm_population_header*>(population);
+    const PopulationArrays<const double> a = arrays_of(population);
+    const auto write = [&args](void* to, std::int64_t i, double value) {
+      if (to == nullptr) return;
+      if (args.type == POPNORM_F64)
+        static_cast<double*>(to)[i] = value;
+      else
+        static_cast<float*>(to)[i] = static_cast<float>(value);
+    };
+    for (std::int64_t i = 0; i < header.slots * header.c; ++i) {
+      const MeanVariance v = population_statistics(a, i, args.estimator);
+      write(args.mean, i, v.mean);
+      write(args.variance, i, v.variance);
+    }
+    return POPNORM_SUCCESS;
+  });
 }
 
 }  // extern "C"
