@@ -2,8 +2,8 @@
 //
 // It is dumb by decree. Nothing here is shared with the kernels, nothing is vectorized, and every sum is corrected by a
 // second pass, so that its own error is far below the bounds at the end of this file, which are the library's promise
-// (docs/numerics.md derives them). One channel at a time: `x` and `dy` are the channel's elements in any fixed order, in
-// double, which holds every storage type exactly.
+// (docs/numerics.md derives them). One channel at a time: `x` and `dy` are the channel's elements in any fixed order,
+// in double, which holds every storage type exactly.
 #ifndef POPNORM_KERNELS_REFERENCE_HPP
 #define POPNORM_KERNELS_REFERENCE_HPP
 
@@ -102,8 +102,8 @@ inline Sums sums_of(std::span<const double> x, std::span<const double> dy, const
   return result;
 }
 
-// Through the batch statistics. `weight` and `of_all` belong to everything that shared the statistics (several ranks when
-// synchronized), `x` and `dy` may be a part of it.
+// Through the batch statistics. `weight` and `of_all` belong to everything that shared the statistics (several ranks
+// when synchronized), `x` and `dy` may be a part of it.
 inline std::vector<Real> backward_batch(std::span<const double> x, std::span<const double> dy, const Statistics& s,
                                         Real scale, const Sums& of_all, Real weight) {
   std::vector<Real> dx;
@@ -126,7 +126,8 @@ inline std::vector<Real> backward_given(std::span<const double> dy, const Statis
 
 // ---------------------------------------------------------------------------------------------------- bounds
 
-// A binary floating-point format: `unit` is half the distance from 1 to the next number, `tiny` half the smallest subnormal.
+// A binary floating-point format: `unit` is half the distance from 1 to the next number, `tiny` half the smallest
+// subnormal.
 struct Format {
   Real unit = 0;
   Real tiny = 0;
@@ -147,8 +148,8 @@ inline Real rounded(Real error, Real exact, const Format& output) {
   return error + output.unit * (std::fabs(exact) + error) + output.tiny;
 }
 
-// The promise for one channel. With given statistics sigma is the root of the given variance. `xhat_error` is how far the
-// statistics that backward was handed put each xhat off: u*|mean|*invstd where the mean has been rounded to u.
+// The promise for one channel. With given statistics sigma is the root of the given variance. `xhat_error` is how far
+// the statistics that backward was handed put each xhat off: u*|mean|*invstd where the mean has been rounded to u.
 class Bounds {
  public:
   Bounds(const Format& storage, const Statistics& s, const Affine& a, Real xhat_error = 0)
@@ -173,8 +174,7 @@ class Bounds {
     const Real scaled = a_.scale * normalized(x, s_);
     // 2^-40 for f32 storage: what the mean in two floats leaves. In two doubles it leaves as much less as u is smaller.
     const Real of_row = 0x1p-16L * u_ * std::fabs(a_.scale * s_.mean) * s_.invstd;
-    const Real error =
-        8 * u_ * (std::fabs(scaled) + std::fabs(a_.shift)) + 16 * u_ * std::fabs(a_.scale) + of_row;
+    const Real error = 8 * u_ * (std::fabs(scaled) + std::fabs(a_.shift)) + 16 * u_ * std::fabs(a_.scale) + of_row;
     return rounded(growth_ * error, scaled + a_.shift, output);
   }
 

@@ -1,5 +1,5 @@
-// Exact contents: numbers whose mean, variance and products are exact in f32 whatever the order of the sums. Here nothing
-// is left to a bound: a result is right or wrong.
+// Exact contents: numbers whose mean, variance and products are exact in f32 whatever the order of the sums. Here
+// nothing is left to a bound: a result is right or wrong.
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -11,14 +11,15 @@
 namespace popnorm_test {
 namespace {
 
-// mean +- deviation, equally often, in random order; with `sparse` three quarters of the elements are the mean itself, so
-// that the standard deviation is deviation/2. `count` is even (a multiple of 8 if sparse).
+// mean +- deviation, equally often, in random order; with `sparse` three quarters of the elements are the mean itself,
+// so that the standard deviation is deviation/2. `count` is even (a multiple of 8 if sparse).
 Content balanced(double mean, double deviation, bool sparse) {
   return [=](Random& random, std::int64_t channel, std::int64_t count) {
     const double m = channel % 2 == 0 ? mean : 5 - mean;
     const std::int64_t away = sparse ? count / 4 : count;
     std::vector<double> values(static_cast<std::size_t>(count), m);
-    for (std::int64_t i = 0; i < away; ++i) values[static_cast<std::size_t>(i)] = m + (i % 2 == 0 ? deviation : -deviation);
+    for (std::int64_t i = 0; i < away; ++i)
+      values[static_cast<std::size_t>(i)] = m + (i % 2 == 0 ? deviation : -deviation);
     random.shuffle(values);
     return values;
   };

@@ -110,14 +110,13 @@ TEST(EveryEntry, RefusesBadWorkspace) {
   scene.for_each_entry([&](const char* name, auto args, auto entry) {
     using Args = decltype(args);
     if constexpr (requires { args.workspace; }) {
-      expect_refusals<Args>(
-          scene, name, args, entry,
-          {{"null", [](Args& a) { a.workspace = nullptr; }, {"workspace", "null"}},
-           {"too small", [=](Args& a) { a.workspace_bytes = needed - 1; }, {"workspace", few}},
-           {"none", [](Args& a) { a.workspace_bytes = 0; }, {"workspace", "\\b0 bytes"}},
-           {"unaligned",
-            [](Args& a) { a.workspace = static_cast<std::byte*>(a.workspace) + 8; },
-            {"workspace", "64"}}});
+      expect_refusals<Args>(scene, name, args, entry,
+                            {{"null", [](Args& a) { a.workspace = nullptr; }, {"workspace", "null"}},
+                             {"too small", [=](Args& a) { a.workspace_bytes = needed - 1; }, {"workspace", few}},
+                             {"none", [](Args& a) { a.workspace_bytes = 0; }, {"workspace", "\\b0 bytes"}},
+                             {"unaligned",
+                              [](Args& a) { a.workspace = static_cast<std::byte*>(a.workspace) + 8; },
+                              {"workspace", "64"}}});
     }
   });
 }
@@ -134,7 +133,9 @@ TEST(EveryEntry, RefusesBadReserve) {
           {{"null", [](Args& a) { a.reserve = nullptr; }, {"reserve", "null"}},
            {"too small", [=](Args& a) { a.reserve_bytes = needed - 1; }, {"reserve", few}},
            {"unaligned",
-            [](Args& a) { a.reserve = reinterpret_cast<decltype(a.reserve)>(reinterpret_cast<std::uintptr_t>(a.reserve) + 8); },
+            [](Args& a) {
+              a.reserve = reinterpret_cast<decltype(a.reserve)>(reinterpret_cast<std::uintptr_t>(a.reserve) + 8);
+            },
             {"reserve", "64"}}});
     }
   });
@@ -163,7 +164,8 @@ TEST(EveryEntry, RefusesAReserveThatNoForwardWrote) {
   in_doubles.storage = POPNORM_F64;
   const GuardedBuffer other_storage = written_by(in_doubles);
 
-  for (const GuardedBuffer* foreign : std::initializer_list<const GuardedBuffer*>{&poisoned, &zero, &more_channels, &other_storage}) {
+  for (const GuardedBuffer* foreign :
+       std::initializer_list<const GuardedBuffer*>{&poisoned, &zero, &more_channels, &other_storage}) {
     const auto expect = [&]<class Args>(const char* name, const Args& valid, Entry<Args> entry) {
       expect_refusals<Args>(scene, name, valid, entry,
                             {{"foreign reserve",
@@ -180,7 +182,8 @@ TEST(EveryEntry, RefusesAReserveThatNoForwardWrote) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------- forward, finalize
+// ---------------------------------------------------------------------------------------------------- forward,
+// finalize
 
 // What forward and finalize have in common.
 template <class Args>
@@ -195,7 +198,8 @@ std::vector<Refusal<Args>> statistics_refusals(Scene& scene) {
                    {"statistics is " + std::to_string(number)}});
   }
   for (const int number : {-1, 3}) {
-    all.push_back({"feed", [=](Args& a) { a.feed = static_cast<popnorm_feed>(number); }, {"feed is " + std::to_string(number)}});
+    all.push_back(
+        {"feed", [=](Args& a) { a.feed = static_cast<popnorm_feed>(number); }, {"feed is " + std::to_string(number)}});
     all.push_back({"given_estimator",
                    [=](Args& a) { a.given_estimator = static_cast<popnorm_estimator>(number); },
                    {"given_estimator is " + std::to_string(number)}});
@@ -210,12 +214,17 @@ std::vector<Refusal<Args>> statistics_refusals(Scene& scene) {
                  {"given_population", "BATCH"}});
   all.push_back({"unaligned scale", [](Args& a) { a.scale = misaligned(a.scale); }, {"scale", "align"}});
   all.push_back({"unaligned shift", [](Args& a) { a.shift = misaligned(a.shift); }, {"shift", "align"}});
-  all.push_back({"unaligned running_mean", [](Args& a) { a.running_mean = misaligned(a.running_mean); }, {"running_mean", "align"}});
+  all.push_back({"unaligned running_mean",
+                 [](Args& a) { a.running_mean = misaligned(a.running_mean); },
+                 {"running_mean", "align"}});
   all.push_back({"unaligned running_variance",
                  [](Args& a) { a.running_variance = misaligned(a.running_variance); },
                  {"running_variance", "align"}});
-  all.push_back({"unaligned saved_mean", [](Args& a) { a.saved_mean = misaligned(a.saved_mean); }, {"saved_mean", "align"}});
-  all.push_back({"unaligned saved_invstd", [](Args& a) { a.saved_invstd = misaligned(a.saved_invstd); }, {"saved_invstd", "align"}});
+  all.push_back(
+      {"unaligned saved_mean", [](Args& a) { a.saved_mean = misaligned(a.saved_mean); }, {"saved_mean", "align"}});
+  all.push_back({"unaligned saved_invstd",
+                 [](Args& a) { a.saved_invstd = misaligned(a.saved_invstd); },
+                 {"saved_invstd", "align"}});
   all.push_back({"moments without weight", [](Args& a) { a.moments.weight = nullptr; }, {"moments", "weight"}});
   all.push_back({"moments without mean", [](Args& a) { a.moments.mean = nullptr; }, {"moments", "mean"}});
   all.push_back({"moments without m2", [](Args& a) { a.moments.m2 = nullptr; }, {"moments", "m2"}});
@@ -237,7 +246,9 @@ std::vector<Refusal<Args>> given_refusals(Scene& scene) {
        },
        {"given_population", "mean"}},
       {"running_mean", [&](Args& a) { a.running_mean = scene.running_mean.data(); }, {"running_mean", "GIVEN"}},
-      {"running_variance", [&](Args& a) { a.running_variance = scene.running_variance.data(); }, {"running_variance", "GIVEN"}},
+      {"running_variance",
+       [&](Args& a) { a.running_variance = scene.running_variance.data(); },
+       {"running_variance", "GIVEN"}},
       {"population",
        [&](Args& a) {
          a.population = scene.population.data();
@@ -277,7 +288,11 @@ TEST(Finalize, RefusesImpossibleMoments) {
       scene, "finalize", scene.finalize(), popnorm_finalize,
       {{"negative weight", [&](Args& a) { a.moments.weight = negative.doubles(); }, {"weight", "\\b1\\b", "-0.5"}},
        {"negative m2", [&](Args& a) { a.moments.m2 = negative.doubles(); }, {"m2", "\\b1\\b", "-0.5"}},
-       {"no moments", [](Args& a) { a.moments = {nullptr, nullptr, nullptr}; }, {"moments"}}});
+       {"no moments",
+        [](Args& a) {
+          a.moments = {nullptr, nullptr, nullptr};
+        },
+        {"moments"}}});
 }
 
 // ---------------------------------------------------------------------------------------------------- populations
@@ -317,7 +332,8 @@ TEST(Population, CorruptedOrForeignOnesAreRefusedEverywhere) {
     const popnorm_forward_args feeding = scene.forward_feeding();
     EXPECT_TRUE(refused(popnorm_forward(scene.plan.get(), &feeding, nullptr), bad.status, {"^forward: population"}));
     const popnorm_forward_args given = scene.forward_given_population();
-    EXPECT_TRUE(refused(popnorm_forward(scene.plan.get(), &given, nullptr), bad.status, {"^forward: given_population"}));
+    EXPECT_TRUE(
+        refused(popnorm_forward(scene.plan.get(), &given, nullptr), bad.status, {"^forward: given_population"}));
     popnorm_finalize_args finalize = scene.finalize_outputs();
     finalize.moments = scene.parts_in();
     finalize.population = scene.population.data();
@@ -327,8 +343,8 @@ TEST(Population, CorruptedOrForeignOnesAreRefusedEverywhere) {
     EXPECT_TRUE(refused(popnorm_population_feed(scene.population.data(), scene.population.size(), &feed), bad.status,
                         {"^population_feed: population"}));
     const popnorm_population_finalize_args read = scene.population_finalize();
-    EXPECT_TRUE(refused(popnorm_population_finalize(scene.population.data(), scene.population.size(), &read), bad.status,
-                        {"^population_finalize: population"}));
+    EXPECT_TRUE(refused(popnorm_population_finalize(scene.population.data(), scene.population.size(), &read),
+                        bad.status, {"^population_finalize: population"}));
     EXPECT_TRUE(scene.snapshot() == before);
   }
 }
@@ -350,15 +366,14 @@ TEST(Population, OfAnotherShapeIsRefused) {
       a.population_bytes = p.size();
     };
   };
-  expect_refusals<Args>(
-      scene, "forward", scene.forward_feeding(), popnorm_forward,
-      {{"channels", use(wide), {"population", "\\b4\\b", "\\b3\\b"}},
-       {"slots", use(tall), {"population", "\\b2\\b", "\\b1\\b"}},
-       {"bytes", [](Args& a) { a.population_bytes -= 1; }, {"population", "bytes"}},
-       {"header only", [](Args& a) { a.population_bytes = 127; }, {"population", "127"}},
-       {"unaligned",
-        [](Args& a) { a.population = static_cast<std::byte*>(a.population) + 4; },
-        {"population", "align"}}});
+  expect_refusals<Args>(scene, "forward", scene.forward_feeding(), popnorm_forward,
+                        {{"channels", use(wide), {"population", "\\b4\\b", "\\b3\\b"}},
+                         {"slots", use(tall), {"population", "\\b2\\b", "\\b1\\b"}},
+                         {"bytes", [](Args& a) { a.population_bytes -= 1; }, {"population", "bytes"}},
+                         {"header only", [](Args& a) { a.population_bytes = 127; }, {"population", "127"}},
+                         {"unaligned",
+                          [](Args& a) { a.population = static_cast<std::byte*>(a.population) + 4; },
+                          {"population", "align"}}});
 }
 
 TEST(Population, EntriesRefuseBadArguments) {
@@ -369,7 +384,8 @@ TEST(Population, EntriesRefuseBadArguments) {
   EXPECT_TRUE(refused(popnorm_population_size(0, 3, &size), POPNORM_INVALID, {"slots", "\\b0\\b"}));
   EXPECT_TRUE(refused(popnorm_population_size(-1, 3, &size), POPNORM_INVALID, {"slots", "-1"}));
   EXPECT_TRUE(refused(popnorm_population_size(1, 0, &size), POPNORM_INVALID, {"\\bc\\b", "\\b0\\b"}));
-  EXPECT_TRUE(refused(popnorm_population_size(std::int64_t{1} << 40, std::int64_t{1} << 40, &size), POPNORM_INVALID, {"overflow"}));
+  EXPECT_TRUE(refused(popnorm_population_size(std::int64_t{1} << 40, std::int64_t{1} << 40, &size), POPNORM_INVALID,
+                      {"overflow"}));
   EXPECT_TRUE(refused(popnorm_population_size(1, 3, nullptr), POPNORM_INVALID, {"null"}));
   EXPECT_EQ(size, 7u);
 
@@ -377,7 +393,8 @@ TEST(Population, EntriesRefuseBadArguments) {
   EXPECT_TRUE(refused(popnorm_population_init(nullptr, bytes, 1, 3), POPNORM_INVALID, {"null"}));
   EXPECT_TRUE(refused(popnorm_population_init(population, bytes - 1, 1, 3), POPNORM_INVALID,
                       {std::to_string(bytes - 1), std::to_string(bytes)}));
-  EXPECT_TRUE(refused(popnorm_population_init(static_cast<std::byte*>(population) + 4, bytes, 1, 3), POPNORM_INVALID, {"align"}));
+  EXPECT_TRUE(refused(popnorm_population_init(static_cast<std::byte*>(population) + 4, bytes, 1, 3), POPNORM_INVALID,
+                      {"align"}));
   EXPECT_TRUE(refused(popnorm_population_init(population, bytes, 0, 3), POPNORM_INVALID, {"slots"}));
 
   const auto refuse_feed = [&](auto spoil, std::vector<std::string> words) {
@@ -389,7 +406,8 @@ TEST(Population, EntriesRefuseBadArguments) {
   using Feed = popnorm_population_feed_args;
   Array negative(POPNORM_F64, Scene::kC, Placement::ends_at_guard);
   negative.assign(std::vector<double>{1, 2, -3});
-  for (const double momentum : {-1e-9, 1.0000001, kNaN}) refuse_feed([=](Feed& a) { a.momentum = momentum; }, {"momentum"});
+  for (const double momentum : {-1e-9, 1.0000001, kNaN})
+    refuse_feed([=](Feed& a) { a.momentum = momentum; }, {"momentum"});
   refuse_feed([](Feed& a) { a.feed = static_cast<popnorm_feed>(7); }, {"feed is 7"});
   refuse_feed([](Feed& a) { a.moments.weight = nullptr; }, {"weight", "null"});
   refuse_feed([](Feed& a) { a.moments.mean = nullptr; }, {"mean", "null"});
@@ -403,7 +421,8 @@ TEST(Population, EntriesRefuseBadArguments) {
   EXPECT_TRUE(refused(popnorm_population_feed(nullptr, bytes, &feed), POPNORM_INVALID, {"population", "null"}));
 
   using Finalize = popnorm_population_finalize_args;
-  const auto refuse_finalize = [&](auto spoil, std::vector<std::string> words, popnorm_status status = POPNORM_INVALID) {
+  const auto refuse_finalize = [&](auto spoil, std::vector<std::string> words,
+                                   popnorm_status status = POPNORM_INVALID) {
     Finalize args = scene.population_finalize();
     spoil(args);
     words.push_back("^population_finalize:");
@@ -419,7 +438,8 @@ TEST(Population, EntriesRefuseBadArguments) {
   EXPECT_TRUE(scene.snapshot() == before);
 }
 
-// ---------------------------------------------------------------------------------------------------- backward and stages
+// ---------------------------------------------------------------------------------------------------- backward and
+// stages
 
 TEST(Backward, RefusesBadArguments) {
   using Args = popnorm_backward_args;
@@ -443,7 +463,9 @@ TEST(Backward, RefusesBadArguments) {
       {{"no saved_mean", [](Args& a) { a.saved_mean = nullptr; }, {"saved_mean", "null"}},
        {"no saved_invstd", [](Args& a) { a.saved_invstd = nullptr; }, {"saved_invstd", "null"}},
        {"neither", [](Args& a) { a.saved_mean = a.saved_invstd = nullptr; }, {"reserve", "null"}},
-       {"unknown statistics", [](Args& a) { a.statistics = static_cast<popnorm_statistics>(-4); }, {"statistics is -4"}},
+       {"unknown statistics",
+        [](Args& a) { a.statistics = static_cast<popnorm_statistics>(-4); },
+        {"statistics is -4"}},
        {"unaligned saved_mean", [](Args& a) { a.saved_mean = misaligned(a.saved_mean); }, {"saved_mean", "align"}},
        {"unaligned scale", [](Args& a) { a.scale = misaligned(a.scale); }, {"scale", "align"}}});
 }
@@ -451,12 +473,13 @@ TEST(Backward, RefusesBadArguments) {
 TEST(Stages, RefuseBadArguments) {
   Scene scene;
   using Moments = popnorm_moments_args;
-  expect_refusals<Moments>(scene, "moments", scene.moments(), popnorm_moments,
-                           {{"null x", [](Moments& a) { a.x = nullptr; }, {"\\bx\\b", "null"}},
-                            {"no weight", [](Moments& a) { a.moments.weight = nullptr; }, {"weight", "null"}},
-                            {"no mean", [](Moments& a) { a.moments.mean = nullptr; }, {"mean", "null"}},
-                            {"no m2", [](Moments& a) { a.moments.m2 = nullptr; }, {"m2", "null"}},
-                            {"unaligned", [](Moments& a) { a.moments.mean = misaligned(a.moments.mean); }, {"mean", "align"}}});
+  expect_refusals<Moments>(
+      scene, "moments", scene.moments(), popnorm_moments,
+      {{"null x", [](Moments& a) { a.x = nullptr; }, {"\\bx\\b", "null"}},
+       {"no weight", [](Moments& a) { a.moments.weight = nullptr; }, {"weight", "null"}},
+       {"no mean", [](Moments& a) { a.moments.mean = nullptr; }, {"mean", "null"}},
+       {"no m2", [](Moments& a) { a.moments.m2 = nullptr; }, {"m2", "null"}},
+       {"unaligned", [](Moments& a) { a.moments.mean = misaligned(a.moments.mean); }, {"mean", "align"}}});
   using Normalize = popnorm_normalize_args;
   expect_refusals<Normalize>(scene, "normalize", scene.normalize(), popnorm_normalize,
                              {{"null x", [](Normalize& a) { a.x = nullptr; }, {"\\bx\\b", "null"}},
@@ -471,13 +494,12 @@ TEST(Stages, RefuseBadArguments) {
        {"null sum_dy_xhat", [](Reduce& a) { a.sum_dy_xhat = nullptr; }, {"sum_dy_xhat", "null"}},
        {"unaligned sum_dy", [](Reduce& a) { a.sum_dy = misaligned(a.sum_dy); }, {"sum_dy", "align"}}});
   using Apply = popnorm_backward_apply_args;
-  expect_refusals<Apply>(
-      scene, "backward_apply", scene.backward_apply(), popnorm_backward_apply,
-      {{"null x", [](Apply& a) { a.x = nullptr; }, {"\\bx\\b", "null"}},
-       {"null dy", [](Apply& a) { a.dy = nullptr; }, {"\\bdy\\b", "null"}},
-       {"null dx", [](Apply& a) { a.dx = nullptr; }, {"\\bdx\\b", "null"}},
-       {"null sum_dy", [](Apply& a) { a.sum_dy = nullptr; }, {"sum_dy", "null"}},
-       {"null sum_dy_xhat", [](Apply& a) { a.sum_dy_xhat = nullptr; }, {"sum_dy_xhat", "null"}}});
+  expect_refusals<Apply>(scene, "backward_apply", scene.backward_apply(), popnorm_backward_apply,
+                         {{"null x", [](Apply& a) { a.x = nullptr; }, {"\\bx\\b", "null"}},
+                          {"null dy", [](Apply& a) { a.dy = nullptr; }, {"\\bdy\\b", "null"}},
+                          {"null dx", [](Apply& a) { a.dx = nullptr; }, {"\\bdx\\b", "null"}},
+                          {"null sum_dy", [](Apply& a) { a.sum_dy = nullptr; }, {"sum_dy", "null"}},
+                          {"null sum_dy_xhat", [](Apply& a) { a.sum_dy_xhat = nullptr; }, {"sum_dy_xhat", "null"}}});
 }
 
 TEST(Combine, RefusesBadArguments) {
@@ -499,7 +521,9 @@ TEST(Combine, RefusesBadArguments) {
        {"null parts", [](Args& a) { a.parts = nullptr; }, {"parts", "null"}},
        {"null output", [](Args& a) { a.moments.mean = nullptr; }, {"moments", "mean", "null"}},
        {"null in a part", with_part([](popnorm_moment_arrays& m) { m.mean = nullptr; }), {"parts", "mean", "null"}},
-       {"negative weight", with_part([&](popnorm_moment_arrays& m) { m.weight = negative.doubles(); }), {"weight", "-7"}},
+       {"negative weight",
+        with_part([&](popnorm_moment_arrays& m) { m.weight = negative.doubles(); }),
+        {"weight", "-7"}},
        {"negative m2", with_part([&](popnorm_moment_arrays& m) { m.m2 = negative.doubles(); }), {"m2", "-7"}},
        {"outputs overlap", [](Args& a) { a.moments.mean = a.moments.weight + 1; }, {"overlap"}},
        {"a part overlaps an output",

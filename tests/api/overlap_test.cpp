@@ -35,10 +35,11 @@ bool may_be_in_place(const Operand<Args>& a, const Operand<Args>& b) {
   return is("y", "x") || is("dx", "dy") || is("dx", "x");
 }
 
-// Places every pair of operands, one of them an output, in one piece of memory: sharing an end, sharing their beginning,
-// and side by side.
+// Places every pair of operands, one of them an output, in one piece of memory: sharing an end, sharing their
+// beginning, and side by side.
 template <class Args>
-void expect_overlaps_found(Scene& scene, const Args& valid, Entry<Args> entry, const std::vector<Operand<Args>>& operands) {
+void expect_overlaps_found(Scene& scene, const Args& valid, Entry<Args> entry,
+                           const std::vector<Operand<Args>>& operands) {
   for (const Operand<Args>& a : operands) {
     for (const Operand<Args>& b : operands) {
       if (&a == &b || !(a.written || b.written)) continue;
@@ -97,7 +98,11 @@ Operand<Args> array_out(const char* name, void* Args::*field) {
 }
 template <class Args>
 Operand<Args> moments_part(const char* name, double* popnorm_moment_arrays::*part, bool written, const Array& content) {
-  return {name, kDoubles, 8, written, [=](Args& a, void* p) { a.moments.*part = static_cast<double*>(p); },
+  return {name,
+          kDoubles,
+          8,
+          written,
+          [=](Args& a, void* p) { a.moments.*part = static_cast<double*>(p); },
           written ? nullptr : content.data()};
 }
 template <class Args>
@@ -143,7 +148,8 @@ TEST(Overlap, Forward) {
     return Operand<Args>{name, content.size(), 8, written, place, content.data()};
   };
   std::vector<Operand<Args>> feeding = common;
-  append(feeding, {population("population", true, [](Args& a, void* p) { a.population = p; }, scene.population)});
+  append(feeding, {population(
+                      "population", true, [](Args& a, void* p) { a.population = p; }, scene.population)});
   expect_overlaps_found<Args>(scene, scene.forward_feeding(), popnorm_forward, feeding);
 
   std::vector<Operand<Args>> given = common;
@@ -151,8 +157,9 @@ TEST(Overlap, Forward) {
   expect_overlaps_found<Args>(scene, scene.forward_given(), popnorm_forward, given);
 
   std::vector<Operand<Args>> from_population = common;
-  append(from_population, {population("given_population", false, [](Args& a, void* p) { a.given_population = p; },
-                                      scene.given_population)});
+  append(from_population,
+         {population(
+             "given_population", false, [](Args& a, void* p) { a.given_population = p; }, scene.given_population)});
   expect_overlaps_found<Args>(scene, scene.forward_given_population(), popnorm_forward, from_population);
 }
 
@@ -160,18 +167,19 @@ TEST(Overlap, Finalize) {
   using Args = popnorm_finalize_args;
   Scene scene;
   std::vector<Operand<Args>> operands = parameters_and_saved<Args>(scene);
-  append(operands, {array_out("running_mean", &Args::running_mean), array_out("running_variance", &Args::running_variance),
-                    moments_part<Args>("weight", &popnorm_moment_arrays::weight, false, scene.part_weight),
-                    moments_part<Args>("mean", &popnorm_moment_arrays::mean, false, scene.part_mean),
-                    moments_part<Args>("m2", &popnorm_moment_arrays::m2, false, scene.part_m2)});
+  append(operands,
+         {array_out("running_mean", &Args::running_mean), array_out("running_variance", &Args::running_variance),
+          moments_part<Args>("weight", &popnorm_moment_arrays::weight, false, scene.part_weight),
+          moments_part<Args>("mean", &popnorm_moment_arrays::mean, false, scene.part_mean),
+          moments_part<Args>("m2", &popnorm_moment_arrays::m2, false, scene.part_m2)});
   expect_overlaps_found<Args>(scene, scene.finalize(), popnorm_finalize, operands);
 }
 
 TEST(Overlap, Backward) {
   using Args = popnorm_backward_args;
   Scene scene;
-  std::vector<Operand<Args>> common = {tensor_in("x", &Args::x, scene.x), tensor_in("dy", &Args::dy, scene.dy),
-                                       tensor_out("dx", &Args::dx), array_out("dscale", &Args::dscale),
+  std::vector<Operand<Args>> common = {tensor_in("x", &Args::x, scene.x),  tensor_in("dy", &Args::dy, scene.dy),
+                                       tensor_out("dx", &Args::dx),        array_out("dscale", &Args::dscale),
                                        array_out("dshift", &Args::dshift), workspace<Args>(scene)};
   std::vector<Operand<Args>> with_reserve = common;
   append(with_reserve, {reserve_in<Args>(scene.reserve)});
@@ -186,12 +194,12 @@ TEST(Overlap, Backward) {
 TEST(Overlap, Stages) {
   Scene scene;
   using Moments = popnorm_moments_args;
-  expect_overlaps_found<Moments>(scene, scene.moments(), popnorm_moments,
-                                 {tensor_in("x", &Moments::x, scene.x),
-                                  moments_part<Moments>("weight", &popnorm_moment_arrays::weight, true, scene.weight),
-                                  moments_part<Moments>("mean", &popnorm_moment_arrays::mean, true, scene.moments_mean),
-                                  moments_part<Moments>("m2", &popnorm_moment_arrays::m2, true, scene.m2),
-                                  workspace<Moments>(scene)});
+  expect_overlaps_found<Moments>(
+      scene, scene.moments(), popnorm_moments,
+      {tensor_in("x", &Moments::x, scene.x),
+       moments_part<Moments>("weight", &popnorm_moment_arrays::weight, true, scene.weight),
+       moments_part<Moments>("mean", &popnorm_moment_arrays::mean, true, scene.moments_mean),
+       moments_part<Moments>("m2", &popnorm_moment_arrays::m2, true, scene.m2), workspace<Moments>(scene)});
   using Normalize = popnorm_normalize_args;
   expect_overlaps_found<Normalize>(scene, scene.normalize(), popnorm_normalize,
                                    {tensor_in("x", &Normalize::x, scene.x), tensor_out("y", &Normalize::y),
@@ -199,16 +207,21 @@ TEST(Overlap, Stages) {
   using Reduce = popnorm_backward_reduce_args;
   expect_overlaps_found<Reduce>(
       scene, scene.backward_reduce(), popnorm_backward_reduce,
-      {tensor_in("x", &Reduce::x, scene.x), tensor_in("dy", &Reduce::dy, scene.dy), reserve_in<Reduce>(scene.reserve),
+      {tensor_in("x", &Reduce::x, scene.x),
+       tensor_in("dy", &Reduce::dy, scene.dy),
+       reserve_in<Reduce>(scene.reserve),
        {"sum_dy", kDoubles, 8, true, [](Reduce& a, void* p) { a.sum_dy = static_cast<double*>(p); }, nullptr},
        {"sum_dy_xhat", kDoubles, 8, true, [](Reduce& a, void* p) { a.sum_dy_xhat = static_cast<double*>(p); }, nullptr},
        workspace<Reduce>(scene)});
   using Apply = popnorm_backward_apply_args;
   expect_overlaps_found<Apply>(
       scene, scene.backward_apply(), popnorm_backward_apply,
-      {tensor_in("x", &Apply::x, scene.x), tensor_in("dy", &Apply::dy, scene.dy), tensor_out("dx", &Apply::dx),
+      {tensor_in("x", &Apply::x, scene.x),
+       tensor_in("dy", &Apply::dy, scene.dy),
+       tensor_out("dx", &Apply::dx),
        reserve_in<Apply>(scene.reserve),
-       {"sum_dy", kDoubles, 8, false, [](Apply& a, void* p) { a.sum_dy = static_cast<double*>(p); }, scene.part_weight.data()},
+       {"sum_dy", kDoubles, 8, false, [](Apply& a, void* p) { a.sum_dy = static_cast<double*>(p); },
+        scene.part_weight.data()},
        {"sum_dy_xhat", kDoubles, 8, false, [](Apply& a, void* p) { a.sum_dy_xhat = static_cast<double*>(p); },
         scene.part_m2.data()},
        workspace<Apply>(scene)});
@@ -292,7 +305,8 @@ TEST(Slices, SharingAnElementAreRefused) {
     const std::vector<std::int64_t> places = places_of(slices);
     const std::set<std::int64_t> x(places.begin(), places.end());
     for (std::int64_t distance = 1; distance <= *x.rbegin(); ++distance) {
-      if (std::none_of(places.begin(), places.end(), [&](std::int64_t p) { return x.contains(p + distance); })) continue;
+      if (std::none_of(places.begin(), places.end(), [&](std::int64_t p) { return x.contains(p + distance); }))
+        continue;
       const ::testing::ScopedTrace trace(__FILE__, __LINE__, slices.name + std::to_string(distance));
       for (const bool y_first : {false, true}) {
         EXPECT_TRUE(refused(forward_between(slices, distance, y_first), POPNORM_INVALID, {"\\by overlaps x\\b"}));

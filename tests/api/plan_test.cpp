@@ -117,7 +117,8 @@ TEST(PlanCreate, RefusesBadOptions) {
 TEST(PlanCreate, RefusesTiersThatDoNotRunHere) {
   for (std::int32_t i = 0; i < popnorm_isa_count(); ++i) {
     if (popnorm_isa_available(i) == 1) continue;
-    expect_refused({"tier", [=](P&, O& o) { o.isa = popnorm_isa_name(i); }, {popnorm_isa_name(i)}, POPNORM_UNSUPPORTED});
+    expect_refused(
+        {"tier", [=](P&, O& o) { o.isa = popnorm_isa_name(i); }, {popnorm_isa_name(i)}, POPNORM_UNSUPPORTED});
   }
 }
 
@@ -143,10 +144,12 @@ TEST(PlanCreate, ReadsLongerStructsOnlyWithAZeroTail) {
   ASSERT_TRUE(succeeded(popnorm_plan_create(&problem.now, &options.now, &plan)));
   popnorm_plan_destroy(plan);
   problem.tail = 1;
-  EXPECT_TRUE(refused(popnorm_plan_create(&problem.now, &options.now, &plan), POPNORM_UNSUPPORTED, {"problem", "byte"}));
+  EXPECT_TRUE(
+      refused(popnorm_plan_create(&problem.now, &options.now, &plan), POPNORM_UNSUPPORTED, {"problem", "byte"}));
   problem.tail = 0;
   options.tail = std::int64_t{1} << 56;
-  EXPECT_TRUE(refused(popnorm_plan_create(&problem.now, &options.now, &plan), POPNORM_UNSUPPORTED, {"options", "byte"}));
+  EXPECT_TRUE(
+      refused(popnorm_plan_create(&problem.now, &options.now, &plan), POPNORM_UNSUPPORTED, {"options", "byte"}));
 }
 
 TEST(PlanCreate, AcceptsWhatIsUnusualButRight) {

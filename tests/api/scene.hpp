@@ -5,9 +5,8 @@
 #include <gtest/gtest.h>
 #include <popnorm/popnorm.h>
 
-#include <popnorm/popnorm.hpp>
-
 #include <cstring>
+#include <popnorm/popnorm.hpp>
 #include <string>
 #include <vector>
 
@@ -213,10 +212,28 @@ class Scene {
   // The contents of everything, to find what a refused call has written.
   [[nodiscard]] std::vector<std::vector<std::byte>> snapshot() const {
     std::vector<std::vector<std::byte>> all;
-    for (const Array* a : {static_cast<const Array*>(&x), static_cast<const Array*>(&y), static_cast<const Array*>(&dy),
-                           static_cast<const Array*>(&dx), &scale, &shift, &mean, &variance, &running_mean,
-                           &running_variance, &saved_mean, &saved_invstd, &dscale, &dshift, &weight, &moments_mean, &m2,
-                           &part_weight, &part_mean, &part_m2, &sum_dy, &sum_dy_xhat}) {
+    for (const Array* a : {static_cast<const Array*>(&x),
+                           static_cast<const Array*>(&y),
+                           static_cast<const Array*>(&dy),
+                           static_cast<const Array*>(&dx),
+                           &scale,
+                           &shift,
+                           &mean,
+                           &variance,
+                           &running_mean,
+                           &running_variance,
+                           &saved_mean,
+                           &saved_invstd,
+                           &dscale,
+                           &dshift,
+                           &weight,
+                           &moments_mean,
+                           &m2,
+                           &part_weight,
+                           &part_mean,
+                           &part_m2,
+                           &sum_dy,
+                           &sum_dy_xhat}) {
       all.push_back(a->buffer().snapshot());
     }
     for (const GuardedBuffer* b : {&workspace, &reserve, &population, &given_population}) all.push_back(b->snapshot());

@@ -58,16 +58,18 @@ std::ostream& operator<<(std::ostream& out, const Kind& kind) { return out << ki
 std::vector<Kind> kinds() {
   std::vector<Kind> all;
   for (const double ratio : {1.0, 10.0, 1e2, 1e3, 1e4, 1e5, 1e6}) {
-    all.push_back({"MeanOverDeviation1e" + std::to_string(std::lround(std::log10(ratio))), from_normal([=](Values& values) {
-                     for (double& v : values) v += ratio;
-                   })});
+    all.push_back(
+        {"MeanOverDeviation1e" + std::to_string(std::lround(std::log10(ratio))), from_normal([=](Values& values) {
+           for (double& v : values) v += ratio;
+         })});
   }
   all.push_back({"OutlierFirst1e4", outliers(1e4, [](std::int64_t i, std::int64_t) { return i == 0; })});
   all.push_back({"OutlierFirst1e6", outliers(1e6, [](std::int64_t i, std::int64_t) { return i == 0; })});
   all.push_back({"OutlierLast1e6", outliers(1e6, [](std::int64_t i, std::int64_t n) { return i == n - 1; })});
   // Whatever length tiles and leaves have: their pivots are the outliers, a whole vector of them.
   for (const std::int64_t tile : {64, 128, 1024, 2048}) {
-    all.push_back({"OutliersAtEvery" + std::to_string(tile), outliers(1e4, [=](std::int64_t i, std::int64_t) { return i % tile < 16; })});
+    all.push_back({"OutliersAtEvery" + std::to_string(tile),
+                   outliers(1e4, [=](std::int64_t i, std::int64_t) { return i % tile < 16; })});
   }
   all.push_back({"Ascending", from_normal([](Values& values) { std::sort(values.begin(), values.end()); })});
   all.push_back({"Descending", from_normal([](Values& values) { std::sort(values.rbegin(), values.rend()); })});
@@ -133,8 +135,8 @@ TEST_P(HardContents, KeepsEveryPromise) {
 
 std::string name_of_case(const ::testing::TestParamInfo<HardContents::ParamType>& info) {
   const auto& [layout, storage, kind] = info.param;
-  std::string name = std::string(layout == POPNORM_NCHW ? "NCHW" : "NHWC") +
-                     (storage == POPNORM_F64 ? "_f64_" : "_f32_") + kind.name;
+  std::string name =
+      std::string(layout == POPNORM_NCHW ? "NCHW" : "NHWC") + (storage == POPNORM_F64 ? "_f64_" : "_f32_") + kind.name;
   std::replace(name.begin(), name.end(), '-', 'm');
   return name;
 }
@@ -199,7 +201,8 @@ TEST_P(HardGradients, ZeroStaysZero) {
 
 INSTANTIATE_TEST_SUITE_P(Layouts, HardGradients, ::testing::Values(POPNORM_NCHW, POPNORM_NHWC));
 
-// ---------------------------------------------------------------------------------------------------- constant channels
+// ---------------------------------------------------------------------------------------------------- constant
+// channels
 
 class ConstantChannel : public ::testing::TestWithParam<std::tuple<popnorm_layout, popnorm_type, double>> {};
 
@@ -271,9 +274,11 @@ TEST(SingleElement, IsItsOwnMean) {
   }
 }
 
-// ---------------------------------------------------------------------------------------------------- the ends of the range
+// ---------------------------------------------------------------------------------------------------- the ends of the
+// range
 
-// An f32 variance that overflows is +Inf; the moments, invstd, y and dx stay finite (HardContents holds them to bounds).
+// An f32 variance that overflows is +Inf; the moments, invstd, y and dx stay finite (HardContents holds them to
+// bounds).
 TEST(Range, OverflowingVarianceOfF32) {
   Configuration k;
   k.n = 4;
@@ -308,7 +313,8 @@ class NonFinite : public ::testing::TestWithParam<std::tuple<popnorm_layout, dou
 
 // NaN and infinities stay in their channel: the others have the bits they have without it.
 TEST_P(NonFinite, StaysInItsChannel) {
-  const auto& [layout, intruder] = GetParam();
+  const popnorm_layout layout = std::get<0>(GetParam());
+  const double intruder = std::get<1>(GetParam());
   constexpr std::int64_t sick = 7;
   for (const Shape shape : {Shape{2, 19, 3000}, Shape{9, 19, 49}, Shape{300, 19, 1}}) {
     for (const bool in_dy : {false, true}) {
@@ -338,9 +344,10 @@ TEST_P(NonFinite, StaysInItsChannel) {
           if (source == POPNORM_GIVEN && !in_dy) continue;  // the statistics given for the sick channel differ
           Forward f = of_healthy.forward(source), g = of_spoiled.forward(source);
           Backward b = of_healthy.backward(), d = of_spoiled.backward();
-          for (auto [all, spoiled_all] : {std::pair{&f.y, &g.y}, std::pair{&b.dx, &d.dx}, std::pair{&f.mean, &g.mean},
-                                          std::pair{&f.m2, &g.m2}, std::pair{&b.dscale, &d.dscale},
-                                          std::pair{&b.dshift, &d.dshift}, std::pair{&f.saved_invstd, &g.saved_invstd}}) {
+          for (auto [all, spoiled_all] :
+               {std::pair{&f.y, &g.y}, std::pair{&b.dx, &d.dx}, std::pair{&f.mean, &g.mean}, std::pair{&f.m2, &g.m2},
+                std::pair{&b.dscale, &d.dscale}, std::pair{&b.dshift, &d.dshift},
+                std::pair{&f.saved_invstd, &g.saved_invstd}}) {
             const std::size_t per_channel = all->size() / static_cast<std::size_t>(k.c);
             const auto first = static_cast<std::ptrdiff_t>(sick * static_cast<std::int64_t>(per_channel));
             const auto last = first + static_cast<std::ptrdiff_t>(per_channel);

@@ -64,7 +64,8 @@ class Equivariance : public ::testing::TestWithParam<std::tuple<popnorm_layout, 
   }
 };
 
-// x by 2^k and epsilon by 4^k: mean and standard deviation by 2^k, the same y, dscale and dshift, dx by 2^-k. To the bit.
+// x by 2^k and epsilon by 4^k: mean and standard deviation by 2^k, the same y, dscale and dshift, dx by 2^-k. To the
+// bit.
 TEST_P(Equivariance, ScalingXByPowersOfTwoIsExact) {
   for_each_layer([](const Configuration& k, const Route& route) {
     Random random("scale");

@@ -14,8 +14,8 @@ using Values = std::vector<double>;
 
 class GradientLaws : public ::testing::TestWithParam<std::tuple<popnorm_layout, popnorm_type, double>> {};
 
-// sum(dx) = 0 and sum(dx*xhat) = scale*invstd * epsilon/(variance+epsilon) * sum(dy*xhat), up to the sum of the bounds of
-// the summands.
+// sum(dx) = 0 and sum(dx*xhat) = scale*invstd * epsilon/(variance+epsilon) * sum(dy*xhat), up to the sum of the bounds
+// of the summands.
 TEST_P(GradientLaws, OrthogonalToWhatNormalizationRemoves) {
   const auto& [layout, storage, epsilon] = GetParam();
   Configuration k;

@@ -1,5 +1,5 @@
-// The six operations: composed they are forward and backward to the bit; over parts of a batch they are the whole within
-// the bounds; combine is a commutative monoid.
+// The six operations: composed they are forward and backward to the bit; over parts of a batch they are the whole
+// within the bounds; combine is a commutative monoid.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -16,8 +16,7 @@ using Values = std::vector<double>;
 struct MomentValues {
   Values weight, mean, m2;
 
-  explicit MomentValues(std::int64_t c = 0)
-      : weight(static_cast<std::size_t>(c)), mean(weight), m2(weight) {}
+  explicit MomentValues(std::int64_t c = 0) : weight(static_cast<std::size_t>(c)), mean(weight), m2(weight) {}
   popnorm_moment_arrays arrays() { return {weight.data(), mean.data(), m2.data()}; }
 };
 
@@ -32,7 +31,12 @@ popnorm_options options_of(const Route& route) {
 // One device's share of a batch, and its scratch.
 struct Rank {
   Rank(const popnorm_problem& problem, const Route& route, const void* x_, const void* dy_)
-      : plan(problem, options_of(route)), x(x_), dy(dy_), moments(problem.c), sum_dy(moments.weight), sum_dy_xhat(sum_dy) {}
+      : plan(problem, options_of(route)),
+        x(x_),
+        dy(dy_),
+        moments(problem.c),
+        sum_dy(moments.weight),
+        sum_dy_xhat(sum_dy) {}
 
   void reduce() {
     popnorm_moments_args args = POPNORM_MOMENTS_ARGS_INIT;
@@ -169,7 +173,8 @@ INSTANTIATE_TEST_SUITE_P(Layers, Stages,
 
 class Ranks : public ::testing::TestWithParam<std::tuple<popnorm_layout, popnorm_type>> {};
 
-// Synchronized BN by hand: unequal shares of the samples on several ranks, one of them empty, moments combined, sums added.
+// Synchronized BN by hand: unequal shares of the samples on several ranks, one of them empty, moments combined, sums
+// added.
 TEST_P(Ranks, AgreeWithTheWholeBatch) {
   const auto& [layout, storage] = GetParam();
   Configuration k;

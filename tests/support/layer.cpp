@@ -118,7 +118,8 @@ Layer::Layer(const Configuration& k, Random& random, const Contents& contents)
   }
   x.assign_by_channel(all_x);
   dy.assign_by_channel(all_dy);
-  for (Array* input : {static_cast<Array*>(&x), static_cast<Array*>(&dy), &scale, &shift, &given_mean, &given_variance}) {
+  for (Array* input :
+       {static_cast<Array*>(&x), static_cast<Array*>(&dy), &scale, &shift, &given_mean, &given_variance}) {
     input->buffer().make_read_only();
   }
 }
@@ -149,8 +150,10 @@ void Layer::promise(std::int64_t channel, popnorm_statistics source, const std::
   Promises& p = source == POPNORM_BATCH ? batch_ : given_;
 
   const reference::Moments m = reference::moments_of(x_values);
-  const reference::Statistics s = source == POPNORM_BATCH ? reference::statistics_of(m, k.epsilon)
-                                                          : reference::statistics_of(given_mean.get(channel), given_variance.get(channel), k.epsilon);
+  const reference::Statistics s =
+      source == POPNORM_BATCH
+          ? reference::statistics_of(m, k.epsilon)
+          : reference::statistics_of(given_mean.get(channel), given_variance.get(channel), k.epsilon);
   const reference::Affine a = {k.scale ? scale.get(channel) : 1, k.shift ? shift.get(channel) : 0};
   const reference::Bounds bounds(storage, s, a);
 

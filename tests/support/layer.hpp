@@ -5,11 +5,10 @@
 
 #include <popnorm/popnorm.h>
 
-#include <popnorm/popnorm.hpp>
-
 #include <cstdint>
 #include <functional>
 #include <iosfwd>
+#include <popnorm/popnorm.hpp>
 #include <string>
 #include <vector>
 
@@ -95,9 +94,9 @@ class Layer {
   }
 
   Tensor x, dy;
-  Array scale, shift;                 // null (empty) where the configuration has none
-  Array given_mean, given_variance;   // near the batch's, but not equal
-  Array dscale_before, dshift_before; // what gradients are accumulated onto
+  Array scale, shift;                  // null (empty) where the configuration has none
+  Array given_mean, given_variance;    // near the batch's, but not equal
+  Array dscale_before, dshift_before;  // what gradients are accumulated onto
 
   [[nodiscard]] const void* scale_or_null() const { return configuration_.scale ? scale.data() : nullptr; }
   [[nodiscard]] const void* shift_or_null() const { return configuration_.shift ? shift.data() : nullptr; }

@@ -1,5 +1,5 @@
-// The main of every test program: GoogleTest, a line that replays a failure, and child roles for tests that need a process
-// of their own (another environment, another library state).
+// The main of every test program: GoogleTest, a line that replays a failure, and child roles for tests that need a
+// process of their own (another environment, another library state).
 #include <gtest/gtest.h>
 
 #include <cstdio>

@@ -1,5 +1,5 @@
-// Seeded randomness. Every test draws from a stream of its own, which depends on the base seed and the stream's name only,
-// so that a failing test replays alone: support/main.cpp prints the line to do it with.
+// Seeded randomness. Every test draws from a stream of its own, which depends on the base seed and the stream's name
+// only, so that a failing test replays alone: support/main.cpp prints the line to do it with.
 #ifndef POPNORM_TESTS_SUPPORT_RANDOM_HPP
 #define POPNORM_TESTS_SUPPORT_RANDOM_HPP
 

@@ -30,11 +30,16 @@ void Array::assign(std::span<const double> values) {
 
 const char* name_of(Spacing kind) {
   switch (kind) {
-    case Spacing::packed: return "packed";
-    case Spacing::channel_slice: return "channel slice";
-    case Spacing::padded_rows: return "padded rows";
-    case Spacing::padded_samples: return "padded samples";
-    case Spacing::samples_inside: return "samples inside";
+    case Spacing::packed:
+      return "packed";
+    case Spacing::channel_slice:
+      return "channel slice";
+    case Spacing::padded_rows:
+      return "padded rows";
+    case Spacing::padded_samples:
+      return "padded samples";
+    case Spacing::samples_inside:
+      return "samples inside";
   }
   return "unknown Spacing";
 }
@@ -45,7 +50,8 @@ Geometry::Geometry(popnorm_layout layout_, std::int64_t n_, std::int64_t c_, std
   const std::int64_t rows = layout == POPNORM_NCHW ? c : s;
   strides = {rows * length, length};
   switch (kind) {
-    case Spacing::packed: break;
+    case Spacing::packed:
+      break;
     case Spacing::channel_slice:
       if (layout == POPNORM_NCHW) {
         strides.sample = (c + 3) * s;
@@ -53,9 +59,15 @@ Geometry::Geometry(popnorm_layout layout_, std::int64_t n_, std::int64_t c_, std
         strides = {s * (c + 3), c + 3};
       }
       break;
-    case Spacing::padded_rows: strides = {rows * (length + 5), length + 5}; break;
-    case Spacing::padded_samples: strides.sample += 7; break;
-    case Spacing::samples_inside: strides = {length, n * length}; break;
+    case Spacing::padded_rows:
+      strides = {rows * (length + 5), length + 5};
+      break;
+    case Spacing::padded_samples:
+      strides.sample += 7;
+      break;
+    case Spacing::samples_inside:
+      strides = {length, n * length};
+      break;
   }
 }
 

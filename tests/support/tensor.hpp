@@ -79,9 +79,7 @@ struct Geometry {
                                   : sample * strides.sample + position * strides.row + channel;
   }
   // Elements from the first to the last, both included.
-  [[nodiscard]] std::int64_t extent() const {
-    return n == 0 || c == 0 || s == 0 ? 0 : index(n - 1, c - 1, s - 1) + 1;
-  }
+  [[nodiscard]] std::int64_t extent() const { return n == 0 || c == 0 || s == 0 ? 0 : index(n - 1, c - 1, s - 1) + 1; }
   [[nodiscard]] bool operator==(const Geometry& other) const {
     return layout == other.layout && n == other.n && c == other.c && s == other.s &&
            strides.sample == other.strides.sample && strides.row == other.strides.row;

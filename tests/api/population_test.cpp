@@ -1,0 +1,503 @@
+// Populations and running statistics: the arithmetic of every way of feeding them, against formulas written out here.
+#include <gtest/gtest.h>
+#include <popnorm/popnorm.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <popnorm/popnorm.hpp>
+#include <vector>
+
+#include "kernels/reference.hpp"
+#include "support/check.hpp"
+#include "support/random.hpp"
+
+namespace popnorm_test {
+namespace {
+
+namespace reference = popnorm::reference;
+using reference::Real;
+using Values = std::vector<double>;
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// Moments of slots x channels.
+struct Batch {
+  Values weight, mean, m2;
+
+  [[nodiscard]] popnorm_moment_arrays arrays() { return {weight.data(), mean.data(), m2.data()}; }
+  [[nodiscard]] reference::Moments at(std::size_t i) const { return {weight[i], mean[i], m2[i]}; }
+};
+
+Batch drawn(Random& random, std::size_t count, double weight) {
+  Batch b = {Values(count, weight), Values(count), Values(count)};
+  for (std::size_t i = 0; i < count; ++i) {
+    b.mean[i] = 5 + random.normal();
+    b.m2[i] = weight * (0.5 + random.unit());
+  }
+  return b;
+}
+
+void feed(popnorm::population& population, Batch batch, popnorm_feed how, double momentum = 0.1) {
+  popnorm_population_feed_args args = POPNORM_POPULATION_FEED_ARGS_INIT;
+  args.moments = batch.arrays();
+  args.feed = how;
+  args.momentum = momentum;
+  population.feed(args);
+}
+
+// The arrays behind the header, by name.
+struct Arrays {
+  Values weight, mean, m2, m2_within, var_sum, var_weight, batches, nonfinite;
+
+  explicit Arrays(const popnorm::population& p) {
+    const auto count = static_cast<std::size_t>(p.header().slots * p.header().c);
+    const auto* next = reinterpret_cast<const double*>(&p.header() + 1);
+    for (Values* a : {&weight, &mean, &m2, &m2_within, &var_sum, &var_weight, &batches, &nonfinite}) {
+      a->assign(next, next + count);
+      next += count;
+    }
+  }
+};
+
+struct Statistics {
+  Values mean, variance;
+};
+
+Statistics finalized(const popnorm::population& p, popnorm_estimator estimator) {
+  const auto count = static_cast<std::size_t>(p.header().slots * p.header().c);
+  Statistics s = {Values(count), Values(count)};
+  popnorm_population_finalize_args args = POPNORM_POPULATION_FINALIZE_ARGS_INIT;
+  args.estimator = estimator;
+  args.type = POPNORM_F64;
+  args.mean = s.mean.data();
+  args.variance = s.variance.data();
+  p.finalize(args);
+  return s;
+}
+
+std::vector<char> bytes_of(const popnorm::population& p) {
+  const auto* first = static_cast<const char*>(p.data());
+  return {first, first + p.size()};
+}
+
+// A few roundings.
+void expect_close(double got, Real exact, int roundings = 16) {
+  EXPECT_NEAR(got, static_cast<double>(exact), static_cast<double>(roundings * 0x1p-53L * std::fabs(exact)));
+}
+
+TEST(Population, BeginsEmpty) {
+  const popnorm::population p(2, 3);
+  EXPECT_EQ(p.size(), 128u + 8 * 8 * 6);
+  EXPECT_EQ(std::memcmp(p.header().magic, "POPNORM", 8), 0);
+  EXPECT_EQ(p.header().version, 1u);
+  EXPECT_EQ(p.header().byte_order, 0x01020304u);
+  EXPECT_EQ(p.header().slots, 2);
+  EXPECT_EQ(p.header().c, 3);
+  EXPECT_EQ(p.header().steps, 0);
+  EXPECT_EQ(p.header().bytes, p.size());
+  for (const std::uint8_t b : p.header().room) EXPECT_EQ(b, 0);
+  const Arrays a(p);
+  for (const Values* v :
+       {&a.weight, &a.mean, &a.m2, &a.m2_within, &a.var_sum, &a.var_weight, &a.batches, &a.nonfinite}) {
+    EXPECT_EQ(*v, Values(6, 0));
+  }
+  // What frameworks initialize running statistics with.
+  for (const popnorm_estimator e : {POPNORM_BIASED, POPNORM_UNBIASED, POPNORM_MEAN_OF_BATCH_VARIANCES}) {
+    EXPECT_EQ(finalized(p, e).mean, Values(6, 0));
+    EXPECT_EQ(finalized(p, e).variance, Values(6, 1));
+  }
+}
+
+TEST(Population, MergePoolsExactly) {
+  Random random("MergePoolsExactly");
+  popnorm::population p(1, 4);
+  Values variance_sum(4, 0);
+  std::vector<reference::Moments> pooled(4);
+  Real within = 0, weight = 0;
+  for (const double w : {50.0, 2.0, 300.0, 7.0, 1e9}) {
+    const Batch b = drawn(random, 4, w);
+    for (std::size_t c = 0; c < 4; ++c) pooled[c] = reference::combine(pooled[c], b.at(c));
+    variance_sum[0] += w * (b.m2[0] / (w - 1));
+    within += b.m2[0];
+    weight += w;
+    feed(p, b, POPNORM_FEED_MERGE);
+  }
+  const Arrays a(p);
+  const Statistics biased = finalized(p, POPNORM_BIASED), unbiased = finalized(p, POPNORM_UNBIASED);
+  for (std::size_t c = 0; c < 4; ++c) {
+    EXPECT_EQ(a.weight[c], static_cast<double>(pooled[c].weight));
+    EXPECT_EQ(a.batches[c], 5);
+    expect_close(a.mean[c], pooled[c].mean);
+    expect_close(a.m2[c], pooled[c].m2);
+    expect_close(biased.variance[c], pooled[c].m2 / pooled[c].weight);
+    expect_close(unbiased.variance[c], pooled[c].m2 / (pooled[c].weight - 1));
+    EXPECT_EQ(biased.mean[c], a.mean[c]);
+  }
+  expect_close(a.m2_within[0], within);
+  expect_close(finalized(p, POPNORM_MEAN_OF_BATCH_VARIANCES).variance[0], variance_sum[0] / weight);
+  EXPECT_EQ(p.header().steps, 5);
+}
+
+// Any split of the same elements pools to the same population.
+TEST(Population, MergeDoesNotSeeTheSplit) {
+  Random random("MergeDoesNotSeeTheSplit");
+  Values x(1200);
+  for (double& v : x) v = 1000 + random.normal();
+  const auto population_of = [&](std::vector<std::size_t> sizes) {
+    popnorm::population p(1, 1);
+    std::size_t first = 0;
+    for (std::size_t i = 0; first < x.size(); ++i) {
+      const std::size_t size = std::min(sizes[i % sizes.size()], x.size() - first);
+      const reference::Moments m = reference::moments_of({x.data() + first, size});
+      feed(p, {{static_cast<double>(m.weight)}, {static_cast<double>(m.mean)}, {static_cast<double>(m.m2)}},
+           POPNORM_FEED_MERGE);
+      first += size;
+    }
+    return p;
+  };
+  const reference::Moments whole = reference::moments_of(x);
+  for (const std::vector<std::size_t>& sizes :
+       std::vector<std::vector<std::size_t>>{{1200}, {1}, {2}, {600}, {3, 500, 1}, {7, 64}}) {
+    const Arrays a(population_of(sizes));
+    EXPECT_EQ(a.weight[0], 1200);
+    EXPECT_NEAR(a.mean[0], static_cast<double>(whole.mean), 1000 * 0x1p-48);
+    EXPECT_NEAR(a.m2[0] / static_cast<double>(whole.m2), 1, 1000 * 0x1p-45);
+  }
+}
+
+// EMA: the distribution (1-m)*P + m*B, so that mean and weight are averaged, and the variance is that of the mixture.
+TEST(Population, EmaMixesDistributions) {
+  Random random("EmaMixesDistributions");
+  for (const double m : {0.0, 0.1, 0.5, 1.0}) {
+    SCOPED_TRACE(m);
+    popnorm::population p(1, 1);
+    Real weight = 0, mean = 0, variance = 0, within = 0, unbiased = 0;
+    for (int step = 0; step < 6; ++step) {
+      const Batch b = drawn(random, 1, 10.0 * (step + 1));
+      const Real bm = b.mean[0], bv = static_cast<Real>(b.m2[0]) / b.weight[0];
+      const Real bu = static_cast<Real>(b.m2[0]) / (b.weight[0] - 1);
+      const Real share = step == 0 ? 1 : m;
+      variance = (1 - share) * variance + share * bv + share * (1 - share) * (bm - mean) * (bm - mean);
+      weight = (1 - share) * weight + share * b.weight[0];
+      mean = (1 - share) * mean + share * bm;
+      within = (1 - share) * within + share * bv;
+      unbiased = (1 - share) * unbiased + share * bu;
+      feed(p, b, POPNORM_FEED_EMA, m);
+    }
+    const Arrays a(p);
+    expect_close(a.weight[0], weight, 32);
+    expect_close(a.mean[0], mean, 32);
+    expect_close(finalized(p, POPNORM_BIASED).variance[0], variance, 64);
+    expect_close(finalized(p, POPNORM_UNBIASED).variance[0], variance * weight / (weight - 1), 64);
+    expect_close(a.m2_within[0] / a.weight[0], within, 64);
+    expect_close(finalized(p, POPNORM_MEAN_OF_BATCH_VARIANCES).variance[0], unbiased, 64);
+    EXPECT_EQ(a.batches[0], 6);
+    EXPECT_EQ(p.header().steps, 6);
+  }
+}
+
+// Cumulative: every batch counts the same, whatever its size.
+TEST(Population, CumulativeIsTheMeanOverBatches) {
+  Random random("CumulativeIsTheMeanOverBatches");
+  popnorm::population p(1, 1);
+  std::vector<Batch> batches;
+  for (int i = 0; i < 9; ++i) {
+    batches.push_back(drawn(random, 1, static_cast<double>(random.below(100) + 2)));
+    feed(p, batches.back(), POPNORM_FEED_CUMULATIVE, 0.77);  // momentum is not read
+  }
+  Real mean = 0, weight = 0, second = 0, unbiased = 0;
+  for (const Batch& b : batches) {
+    mean += b.mean[0] / 9.0L;
+    weight += b.weight[0] / 9.0L;
+    unbiased += b.m2[0] / (b.weight[0] - 1) / 9.0L;
+  }
+  for (const Batch& b : batches) second += (b.m2[0] / b.weight[0] + (b.mean[0] - mean) * (b.mean[0] - mean)) / 9;
+  const Arrays a(p);
+  expect_close(a.mean[0], mean, 64);
+  expect_close(a.weight[0], weight, 64);
+  expect_close(finalized(p, POPNORM_BIASED).variance[0], second, 64);
+  expect_close(finalized(p, POPNORM_MEAN_OF_BATCH_VARIANCES).variance[0], unbiased, 64);
+}
+
+TEST(Population, FirstBatchIsTakenAsItIs) {
+  for (const popnorm_feed how : {POPNORM_FEED_EMA, POPNORM_FEED_CUMULATIVE, POPNORM_FEED_MERGE}) {
+    popnorm::population p(1, 2);
+    const Batch b = {{3, 3}, {0.1, -0.2}, {0.7, 0.3}};
+    feed(p, b, how, 0.01);
+    const Arrays a(p);
+    EXPECT_EQ(a.weight, b.weight);
+    EXPECT_EQ(a.mean, b.mean);
+    EXPECT_EQ(a.m2, b.m2);
+  }
+}
+
+TEST(Population, BatchesWithoutElementsChangeNothing) {
+  for (const popnorm_feed how : {POPNORM_FEED_EMA, POPNORM_FEED_CUMULATIVE, POPNORM_FEED_MERGE}) {
+    popnorm::population p(1, 2);
+    feed(p, {{3, 3}, {0.1, -0.2}, {0.7, 0.3}}, how);
+    const std::vector<char> before = bytes_of(p);
+    feed(p, {{0, 0}, {0, 0}, {0, 0}}, how);
+    EXPECT_TRUE(bytes_of(p) == before);
+  }
+}
+
+// A batch is taken whole or not at all, slot by slot; the channel that spoiled it is counted.
+TEST(Population, NonFiniteBatchesAreNotTaken) {
+  for (const popnorm_feed how : {POPNORM_FEED_EMA, POPNORM_FEED_CUMULATIVE, POPNORM_FEED_MERGE}) {
+    for (const double spoiler : {kNaN, kInfinity}) {
+      popnorm::population p(2, 3);
+      const Batch good = {Values(6, 4), {1, 2, 3, 4, 5, 6}, Values(6, 2)};
+      feed(p, good, how);
+      const Arrays before(p);
+      Batch bad = good;
+      bad.mean = {7, spoiler, 9, 10, 11, 12};  // the first slot, its second channel
+      feed(p, bad, how, 0.5);
+      Arrays after(p);
+      EXPECT_EQ(after.nonfinite, (Values{0, 1, 0, 0, 0, 0}));
+      EXPECT_EQ(after.batches, (Values{1, 1, 1, 2, 2, 2}));
+      for (std::size_t i = 0; i < 3; ++i) {
+        EXPECT_EQ(after.mean[i], before.mean[i]);
+        EXPECT_EQ(after.m2[i], before.m2[i]);
+        EXPECT_EQ(after.var_sum[i], before.var_sum[i]);
+        EXPECT_NE(after.mean[i + 3], before.mean[i + 3]) << "the other slot is taken";
+      }
+      bad = good;
+      bad.m2 = {kInfinity, 1, kInfinity, 1, 1, kNaN};
+      const std::int64_t steps = p.header().steps;
+      feed(p, bad, how);
+      EXPECT_EQ(p.header().steps, steps);
+      EXPECT_EQ(Arrays(p).nonfinite, (Values{1, 1, 1, 0, 0, 1}));
+      EXPECT_EQ(Arrays(p).mean, after.mean);
+    }
+  }
+}
+
+TEST(Population, SingleElementsHaveNoUnbiasedVariance) {
+  popnorm::population p(1, 1);
+  feed(p, {{1}, {3}, {0}}, POPNORM_FEED_MERGE);
+  EXPECT_EQ(finalized(p, POPNORM_UNBIASED).variance[0], 0) << "weight <= 1: as biased";
+  EXPECT_TRUE(std::isfinite(finalized(p, POPNORM_MEAN_OF_BATCH_VARIANCES).variance[0]));
+}
+
+TEST(Population, FinalizesInEitherTypeAndInParts) {
+  popnorm::population p(1, 3);
+  feed(p, {{8, 8, 8}, {0.1, 1e30, -2}, {1, 1e61, 0}}, POPNORM_FEED_MERGE);
+  const Statistics doubles = finalized(p, POPNORM_BIASED);
+  std::vector<float> mean(3), variance(3);
+  popnorm_population_finalize_args args = POPNORM_POPULATION_FINALIZE_ARGS_INIT;
+  args.mean = mean.data();
+  p.finalize(args);
+  EXPECT_EQ(variance, std::vector<float>(3));
+  args.variance = variance.data();
+  p.finalize(args);
+  for (std::size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(mean[i], static_cast<float>(doubles.mean[i]));
+    EXPECT_EQ(variance[i], static_cast<float>(doubles.variance[i])) << "+Inf where f32 overflows";
+  }
+  EXPECT_EQ(variance[1], std::numeric_limits<float>::infinity());
+}
+
+TEST(Population, IsPlainMemory) {
+  popnorm::population p(1, 2), copy(1, 2);
+  feed(p, {{3, 3}, {0.1, -0.2}, {0.7, 0.3}}, POPNORM_FEED_MERGE);
+  std::memcpy(copy.data(), p.data(), p.size());
+  feed(p, {{3, 3}, {0.5, -0.9}, {0.4, 0.1}}, POPNORM_FEED_EMA);
+  feed(copy, {{3, 3}, {0.5, -0.9}, {0.4, 0.1}}, POPNORM_FEED_EMA);
+  EXPECT_TRUE(bytes_of(p) == bytes_of(copy));
+  p.reset();
+  EXPECT_TRUE(bytes_of(p) == bytes_of(popnorm::population(1, 2)));
+}
+
+// ---------------------------------------------------------------------------------------------------- fed by forward
+
+class Fed : public ::testing::TestWithParam<popnorm_type> {
+ protected:
+  static constexpr std::int64_t kN = 6, kC = 5, kS = 40;
+
+  popnorm_problem problem(std::int64_t n = kN, std::int64_t s = kS) const {
+    popnorm_problem p = popnorm::problem_nchw(n, kC, s);
+    p.statistics = GetParam();
+    return p;
+  }
+
+  std::vector<float> drawn_x(std::size_t count) {
+    std::vector<float> x(count);
+    for (float& v : x) v = static_cast<float>(2 + 3 * random_.normal());
+    return x;
+  }
+
+  [[nodiscard]] std::size_t width() const { return GetParam() == POPNORM_F64 ? 8 : 4; }
+  [[nodiscard]] double get(const std::vector<std::byte>& from, std::size_t i) const {
+    if (GetParam() == POPNORM_F64) return reinterpret_cast<const double*>(from.data())[i];
+    return static_cast<double>(reinterpret_cast<const float*>(from.data())[i]);
+  }
+  void set(std::vector<std::byte>& to, std::size_t i, double value) const {
+    if (GetParam() == POPNORM_F64)
+      reinterpret_cast<double*>(to.data())[i] = value;
+    else
+      reinterpret_cast<float*>(to.data())[i] = static_cast<float>(value);
+  }
+
+  Random random_{"Fed"};
+};
+
+TEST_P(Fed, ForwardFeedsAsFeedDoes) {
+  const popnorm::plan plan(problem());
+  popnorm::buffer space = plan.make_workspace();
+  for (const popnorm_feed how : {POPNORM_FEED_EMA, POPNORM_FEED_CUMULATIVE, POPNORM_FEED_MERGE}) {
+    popnorm::population by_forward(1, kC), by_feed(1, kC);
+    for (int step = 0; step < 4; ++step) {
+      const std::vector<float> x = drawn_x(kN * kC * kS);
+      std::vector<float> y(x.size());
+      Batch moments = {Values(kC), Values(kC), Values(kC)};
+      popnorm_forward_args args = popnorm::forward_args(space);
+      args.x = x.data();
+      args.y = y.data();
+      args.population = by_forward.data();
+      args.population_bytes = by_forward.size();
+      args.feed = how;
+      args.momentum = 0.3;
+      args.moments = moments.arrays();
+      plan.forward(args);
+      feed(by_feed, moments, how, 0.3);
+      EXPECT_TRUE(bytes_of(by_forward) == bytes_of(by_feed));
+    }
+  }
+}
+
+TEST_P(Fed, NonFiniteBatchIsNotTakenByForward) {
+  const popnorm::plan plan(problem());
+  popnorm::buffer space = plan.make_workspace();
+  popnorm::population p(1, kC);
+  std::vector<float> x = drawn_x(kN * kC * kS), y(x.size());
+  popnorm_forward_args args = popnorm::forward_args(space);
+  args.x = x.data();
+  args.y = y.data();
+  args.population = p.data();
+  args.population_bytes = p.size();
+  plan.forward(args);
+  const Arrays before(p);
+  x[2 * kS] = std::numeric_limits<float>::infinity();  // channel 2 of the first sample
+  plan.forward(args);
+  EXPECT_EQ(Arrays(p).mean, before.mean);
+  EXPECT_EQ(Arrays(p).nonfinite, (Values{0, 0, 1, 0, 0}));
+  EXPECT_EQ(p.header().steps, 1);
+}
+
+TEST_P(Fed, GivenPopulationIsItsFinalizedStatistics) {
+  popnorm_problem f64_statistics = problem();
+  f64_statistics.statistics = POPNORM_F64;
+  const popnorm::plan plan(f64_statistics);
+  popnorm::buffer space = plan.make_workspace();
+  popnorm::population p(1, kC);
+  for (int i = 0; i < 3; ++i) feed(p, drawn(random_, kC, 20), POPNORM_FEED_MERGE);
+  const std::vector<float> x = drawn_x(kN * kC * kS);
+  for (const popnorm_estimator e : {POPNORM_BIASED, POPNORM_UNBIASED, POPNORM_MEAN_OF_BATCH_VARIANCES}) {
+    const Statistics s = finalized(p, e);
+    std::vector<float> from_population(x.size()), from_arrays(x.size());
+    popnorm_forward_args args = popnorm::forward_args(space);
+    args.x = x.data();
+    args.statistics = POPNORM_GIVEN;
+    args.y = from_population.data();
+    args.given_population = p.data();
+    args.given_population_bytes = p.size();
+    args.given_estimator = e;
+    const std::vector<char> before = bytes_of(p);
+    plan.forward(args);
+    EXPECT_TRUE(bytes_of(p) == before);
+    args.given_population = nullptr;
+    args.given_population_bytes = 0;
+    args.y = from_arrays.data();
+    args.mean = s.mean.data();
+    args.variance = s.variance.data();
+    plan.forward(args);
+    EXPECT_EQ(from_population, from_arrays);
+  }
+}
+
+// PyTorch's rule: (1-momentum)*running + momentum*new in double, the new variance unbiased, rounded once.
+TEST_P(Fed, RunningStatisticsFollowPyTorchsRule) {
+  const popnorm::plan plan(problem());
+  popnorm::buffer space = plan.make_workspace();
+  for (const double momentum : {0.0, 0.1, 0.37, 1.0}) {
+    std::vector<std::byte> mean(kC * width()), variance(kC * width());
+    for (std::size_t c = 0; c < kC; ++c) {
+      set(mean, c, 0.5);
+      set(variance, c, 1.25);
+    }
+    for (int step = 0; step < 5; ++step) {
+      const std::vector<float> x = drawn_x(kN * kC * kS);
+      std::vector<float> y(x.size());
+      Batch moments = {Values(kC), Values(kC), Values(kC)};
+      std::vector<std::byte> mean_before = mean, variance_before = variance;
+      popnorm_forward_args args = popnorm::forward_args(space);
+      args.x = x.data();
+      args.y = y.data();
+      args.running_mean = mean.data();
+      args.running_variance = variance.data();
+      args.momentum = momentum;
+      args.moments = moments.arrays();
+      plan.forward(args);
+      for (std::size_t c = 0; c < kC; ++c) {
+        const double unbiased = moments.m2[c] / (moments.weight[c] - 1);
+        const double new_mean = (1 - momentum) * get(mean_before, c) + momentum * moments.mean[c];
+        const double new_variance = (1 - momentum) * get(variance_before, c) + momentum * unbiased;
+        if (GetParam() == POPNORM_F32) {
+          EXPECT_EQ(get(mean, c), static_cast<double>(static_cast<float>(new_mean)));
+          EXPECT_EQ(get(variance, c), static_cast<double>(static_cast<float>(new_variance)));
+        } else {
+          expect_close(get(mean, c), new_mean, 4);
+          expect_close(get(variance, c), new_variance, 4);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Fed, EitherRunningArrayMayBeNull) {
+  const popnorm::plan plan(problem());
+  popnorm::buffer space = plan.make_workspace();
+  const std::vector<float> x = drawn_x(kN * kC * kS);
+  std::vector<float> y(x.size());
+  std::vector<std::byte> both_mean(kC * width()), both_variance = both_mean, mean = both_mean, variance = both_mean;
+  const auto run = [&](void* running_mean, void* running_variance) {
+    popnorm_forward_args args = popnorm::forward_args(space);
+    args.x = x.data();
+    args.y = y.data();
+    args.running_mean = running_mean;
+    args.running_variance = running_variance;
+    plan.forward(args);
+  };
+  run(both_mean.data(), both_variance.data());
+  run(mean.data(), nullptr);
+  run(nullptr, variance.data());
+  EXPECT_TRUE(mean == both_mean);
+  EXPECT_TRUE(variance == both_variance);
+}
+
+// One element per channel: the unbiased variance is undefined and the running one untouched.
+TEST_P(Fed, SingleElementLeavesRunningVariance) {
+  const popnorm::plan plan(problem(1, 1));
+  popnorm::buffer space = plan.make_workspace();
+  const std::vector<float> x = drawn_x(kC);
+  std::vector<float> y(kC);
+  std::vector<std::byte> mean(kC * width()), variance(kC * width());
+  for (std::size_t c = 0; c < kC; ++c) set(variance, c, 0.75 + static_cast<double>(c));
+  const std::vector<std::byte> before = variance;
+  popnorm_forward_args args = popnorm::forward_args(space);
+  args.x = x.data();
+  args.y = y.data();
+  args.running_mean = mean.data();
+  args.running_variance = variance.data();
+  args.momentum = 1;
+  plan.forward(args);
+  EXPECT_TRUE(variance == before);
+  for (std::size_t c = 0; c < kC; ++c) EXPECT_EQ(get(mean, c), static_cast<double>(x[c]));
+}
+
+INSTANTIATE_TEST_SUITE_P(Statistics, Fed, ::testing::Values(POPNORM_F32, POPNORM_F64));
+
+}  // namespace
+}  // namespace popnorm_test

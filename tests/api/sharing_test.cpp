@@ -1,0 +1,150 @@
+// Plans shared between threads, messages kept apart, and executors of the caller's that do not do their work.
+#include <gtest/gtest.h>
+
+#include <barrier>
+#include <stdexcept>
+#include <thread>
+
+#include "support/executors.hpp"
+#include "support/layer.hpp"
+
+namespace popnorm_test {
+namespace {
+
+Configuration large() {
+  Configuration k;
+  k.n = 6;
+  k.c = 10;
+  k.s = 5000;
+  return k;
+}
+
+// One plan, four threads at a time, each with buffers of its own: the bits of a single caller.
+TEST(Sharing, OnePlanServesManyThreads) {
+  const Configuration k = large();
+  Random random("OnePlanServesManyThreads");
+  const Layer layer(k, random);
+  const popnorm::plan plan(layer.problem());
+  const auto run = [&] {
+    popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
+    Tensor y(layer.x.shape(), k.storage, k.where), dx(layer.x.shape(), k.storage, k.where);
+    popnorm_forward_args forward = popnorm::forward_args(workspace, reserve);
+    forward.x = layer.x.data();
+    forward.y = y.data();
+    plan.forward(forward);
+    popnorm_backward_args backward = popnorm::backward_args(workspace, reserve);
+    backward.x = layer.x.data();
+    backward.dy = layer.dy.data();
+    backward.dx = dx.data();
+    plan.backward(backward);
+    std::vector<double> both = y.by_channel();
+    const std::vector<double> gradient = dx.by_channel();
+    both.insert(both.end(), gradient.begin(), gradient.end());
+    return both;
+  };
+  const std::vector<double> expected = run();
+  constexpr int kThreads = 4;
+  std::barrier start(kThreads);
+  std::vector<std::vector<double>> results(kThreads);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      start.arrive_and_wait();
+      for (int i = 0; i < 3; ++i) results[static_cast<std::size_t>(t)] = run();
+    });
+  }
+  for (std::thread& t : threads) t.join();
+  for (const std::vector<double>& result : results) EXPECT_TRUE(same_bits(result, expected));
+}
+
+TEST(Sharing, MessagesBelongToTheirThread) {
+  popnorm_problem problem = popnorm::problem_nchw(-11, 1, 1);
+  popnorm_plan* plan = nullptr;
+  EXPECT_TRUE(refused(popnorm_plan_create(&problem, nullptr, &plan), POPNORM_INVALID, {"n is -11"}));
+  std::string at_first = "not read", after_failure;
+  std::thread other([&] {
+    at_first = popnorm_last_error();
+    popnorm_problem bad = popnorm::problem_nchw(-22, 1, 1);
+    popnorm_plan* none = nullptr;
+    popnorm_plan_create(&bad, nullptr, &none);
+    after_failure = popnorm_last_error();
+  });
+  other.join();
+  EXPECT_EQ(at_first, "");
+  EXPECT_NE(after_failure.find("n is -22"), std::string::npos);
+  EXPECT_NE(std::string(popnorm_last_error()).find("n is -11"), std::string::npos);
+}
+
+class Executors : public ::testing::TestWithParam<int> {};
+
+TEST_P(Executors, AnyThreadsInAnyOrderGiveTheSameBits) {
+  for (const popnorm_layout layout : {POPNORM_NCHW, POPNORM_NHWC}) {
+    Configuration k = large();
+    k.layout = layout;
+    Random random("Executors");
+    const Layer layer(k, random);
+    Runner by_tbb(layer, {});
+    const Forward f = by_tbb.forward(POPNORM_BATCH);
+    const Backward b = by_tbb.backward();
+    ShuffledExecutor shuffled(GetParam());
+    const popnorm_executor executor = shuffled.interface();
+    Runner runner(layer, {.executor = &executor});
+    EXPECT_TRUE(same_bits(runner.forward(POPNORM_BATCH).y, f.y));
+    EXPECT_TRUE(same_bits(runner.backward().dx, b.dx));
+    EXPECT_EQ(shuffled.most_threads(), std::min<std::int64_t>(GetParam(), shuffled.most_tasks()));
+    EXPECT_TRUE(GetParam() == 1 || shuffled.most_tasks() > 1) << "the work was not divided";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Threads, Executors, ::testing::Values(1, 2, 3, 7, 16));
+
+// The options' executor is copied: the caller's struct may go.
+TEST(Executor, IsCopiedIntoThePlan) {
+  const Configuration k = large();
+  Random random("IsCopiedIntoThePlan");
+  const Layer layer(k, random);
+  ShuffledExecutor shuffled(2);
+  popnorm_executor executor = shuffled.interface();
+  Runner runner(layer, {.executor = &executor});
+  executor = POPNORM_EXECUTOR_INIT;
+  runner.forward(POPNORM_BATCH);
+  EXPECT_GT(shuffled.calls(), 0);
+}
+
+popnorm_status forward_with(void (*parallel_for)(void*, std::int64_t, void (*)(void*, std::int64_t), void*)) {
+  const Configuration k = large();
+  popnorm_executor executor = POPNORM_EXECUTOR_INIT;
+  executor.concurrency = 4;
+  executor.parallel_for = parallel_for;
+  popnorm_options options = POPNORM_OPTIONS_INIT;
+  options.executor = &executor;
+  const popnorm::plan plan(popnorm::problem_nchw(k.n, k.c, k.s), options);
+  popnorm::buffer space = plan.make_workspace();
+  std::vector<float> x(static_cast<std::size_t>(k.n * k.c * k.s), 1.0f), y(x.size());
+  popnorm_forward_args args = popnorm::forward_args(space);
+  args.x = x.data();
+  args.y = y.data();
+  return popnorm_forward(plan.get(), &args, nullptr);
+}
+
+TEST(Executor, ThatRunsNothingIsReported) {
+  EXPECT_TRUE(refused(forward_with([](void*, std::int64_t, void (*)(void*, std::int64_t), void*) {}), POPNORM_INTERNAL,
+                      {"^forward:", "executor"}));
+}
+
+TEST(Executor, ThatSkipsATaskIsReported) {
+  EXPECT_TRUE(refused(forward_with([](void*, std::int64_t count, void (*task)(void*, std::int64_t), void* argument) {
+                        for (std::int64_t i = 1; i < count; ++i) task(argument, i);
+                      }),
+                      POPNORM_INTERNAL, {"^forward:", "executor"}));
+}
+
+TEST(Executor, ThatThrowsIsReported) {
+  EXPECT_TRUE(refused(forward_with([](void*, std::int64_t, void (*)(void*, std::int64_t), void*) {
+                        throw std::runtime_error("no threads today");
+                      }),
+                      POPNORM_INTERNAL, {"^forward:", "no threads today"}));
+}
+
+}  // namespace
+}  // namespace popnorm_test
