@@ -19,8 +19,8 @@ namespace {
 // Changes whenever a result may change in any bit.
 constexpr std::int32_t kNumericsVersion = 1;
 
-// No exception crosses the C ABI (oneTBB may throw when it cannot allocate a task), and none of the caller's floating-point
-// traps springs inside, validation included.
+// No exception crosses the C ABI (oneTBB may throw when it cannot allocate a task), and none of the caller's
+// floating-point traps springs inside, validation included.
 template <class Body>
 popnorm_status guarded(const char* operation, Body&& body) noexcept {
   const FpEnvironment environment;
@@ -60,11 +60,16 @@ extern "C" {
 
 const char* popnorm_status_string(popnorm_status status) {
   switch (status) {
-    case POPNORM_SUCCESS: return "POPNORM_SUCCESS";
-    case POPNORM_INVALID: return "POPNORM_INVALID";
-    case POPNORM_UNSUPPORTED: return "POPNORM_UNSUPPORTED";
-    case POPNORM_OUT_OF_MEMORY: return "POPNORM_OUT_OF_MEMORY";
-    case POPNORM_INTERNAL: return "POPNORM_INTERNAL";
+    case POPNORM_SUCCESS:
+      return "POPNORM_SUCCESS";
+    case POPNORM_INVALID:
+      return "POPNORM_INVALID";
+    case POPNORM_UNSUPPORTED:
+      return "POPNORM_UNSUPPORTED";
+    case POPNORM_OUT_OF_MEMORY:
+      return "POPNORM_OUT_OF_MEMORY";
+    case POPNORM_INTERNAL:
+      return "POPNORM_INTERNAL";
   }
   return "unknown popnorm_status";
 }
@@ -79,12 +84,15 @@ int32_t popnorm_numerics_version(void) { return kNumericsVersion; }
 
 int32_t popnorm_isa_count(void) { return isa_count(); }
 const char* popnorm_isa_name(int32_t index) { return index >= 0 && index < isa_count() ? isa_name(index) : nullptr; }
-int32_t popnorm_isa_available(int32_t index) { return index >= 0 && index < isa_count() && isa_available(index) ? 1 : 0; }
+int32_t popnorm_isa_available(int32_t index) {
+  return index >= 0 && index < isa_count() && isa_available(index) ? 1 : 0;
+}
 int32_t popnorm_backend_available(popnorm_backend backend) {
   return backend == POPNORM_BACKEND_AUTO || backend == POPNORM_CPU ? 1 : 0;
 }
 
-popnorm_status popnorm_plan_create(const popnorm_problem* problem, const popnorm_options* options, popnorm_plan** plan) {
+popnorm_status popnorm_plan_create(const popnorm_problem* problem, const popnorm_options* options,
+                                   popnorm_plan** plan) {
   return guarded("plan", [&] {
     if (plan == nullptr) return fail(POPNORM_INVALID, "plan: the plan to write is null");
     *plan = nullptr;
@@ -99,7 +107,8 @@ void popnorm_plan_destroy(popnorm_plan* plan) { delete plan; }
 
 popnorm_status popnorm_plan_query(const popnorm_plan* plan, popnorm_plan_info* info) {
   if (plan == nullptr) return fail(POPNORM_INVALID, "plan_query: plan is null");
-  if (const popnorm_status status = check_size("plan_query", info, sizeof(*info)); status != POPNORM_SUCCESS) return status;
+  if (const popnorm_status status = check_size("plan_query", info, sizeof(*info)); status != POPNORM_SUCCESS)
+    return status;
   info->workspace_bytes = plan->workspace_bytes;
   info->workspace_alignment = kBufferAlignment;
   info->reserve_bytes = plan->reserve_bytes;
@@ -128,7 +137,8 @@ popnorm_status popnorm_finalize(const popnorm_plan* plan, const popnorm_finalize
 popnorm_status popnorm_normalize(const popnorm_plan* plan, const popnorm_normalize_args* args, void* stream) {
   return run("normalize", plan, args, stream, &Backend::normalize);
 }
-popnorm_status popnorm_backward_reduce(const popnorm_plan* plan, const popnorm_backward_reduce_args* args, void* stream) {
+popnorm_status popnorm_backward_reduce(const popnorm_plan* plan, const popnorm_backward_reduce_args* args,
+                                       void* stream) {
   return run("backward_reduce", plan, args, stream, &Backend::backward_reduce);
 }
 popnorm_status popnorm_backward_apply(const popnorm_plan* plan, const popnorm_backward_apply_args* args, void* stream) {
@@ -138,7 +148,8 @@ popnorm_status popnorm_backward_apply(const popnorm_plan* plan, const popnorm_ba
 popnorm_status popnorm_population_feed(void* population, size_t bytes, const popnorm_population_feed_args* from) {
   return guarded("population_feed", [&] {
     popnorm_population_feed_args args;
-    if (const popnorm_status status = read_struct("population_feed", from, args); status != POPNORM_SUCCESS) return status;
+    if (const popnorm_status status = read_struct("population_feed", from, args); status != POPNORM_SUCCESS)
+      return status;
     if (const popnorm_status status = validate_feed(population, bytes, args); status != POPNORM_SUCCESS) return status;
     feed_population(population, args.feed, args.momentum, [&args](std::int64_t i) {
       return Moments{args.moments.weight[i], args.moments.mean[i], args.moments.m2[i]};
@@ -153,7 +164,8 @@ popnorm_status popnorm_population_finalize(const void* population, size_t bytes,
     popnorm_population_finalize_args args;
     if (const popnorm_status status = read_struct("population_finalize", from, args); status != POPNORM_SUCCESS)
       return status;
-    if (const popnorm_status status = validate_finalize(population, bytes, args); status != POPNORM_SUCCESS) return status;
+    if (const popnorm_status status = validate_finalize(population, bytes, args); status != POPNORM_SUCCESS)
+      return status;
     const auto& header = *static_cast<const popnorm_population_header*>(population);
     const PopulationArrays<const double> a = arrays_of(population);
     const auto write = [&args](void* to, std::int64_t i, double value) {

@@ -1,4 +1,5 @@
-// Arithmetic under one MXCSR: round to nearest, subnormals kept, exceptions masked. Restored on leaving, exception flags included.
+// Arithmetic under one MXCSR: round to nearest, subnormals kept, exceptions masked. Restored on leaving, exception
+// flags included.
 #ifndef POPNORM_CORE_FP_ENVIRONMENT_HPP
 #define POPNORM_CORE_FP_ENVIRONMENT_HPP
 

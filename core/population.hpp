@@ -57,10 +57,12 @@ struct MeanVariance {
   double mean;
   double variance;
 };
-MeanVariance population_statistics(const PopulationArrays<const double>& a, std::int64_t i, popnorm_estimator estimator);
+MeanVariance population_statistics(const PopulationArrays<const double>& a, std::int64_t i,
+                                   popnorm_estimator estimator);
 
 // One channel of feed_population.
-void feed_entry(const PopulationArrays<double>& a, std::int64_t i, popnorm_feed feed, double momentum, const Moments& batch);
+void feed_entry(const PopulationArrays<double>& a, std::int64_t i, popnorm_feed feed, double momentum,
+                const Moments& batch);
 bool is_finite(const Moments& m);
 
 template <class MomentsAt>

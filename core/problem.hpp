@@ -8,7 +8,8 @@
 
 namespace popnorm {
 
-// Which dimension vectors run over. Rows: positions of one (sample, channel). Columns: channels of one (sample, position).
+// Which dimension vectors run over. Rows: positions of one (sample, channel). Columns: channels of one (sample,
+// position).
 enum class Form { rows, columns };
 
 // Element strides of one tensor. `row` separates channels in the rows form, positions in the columns form.

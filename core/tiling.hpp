@@ -1,6 +1,6 @@
-// Tiling fixes the bits. A pure function of the problem cuts it into tiles; every tile gives one partial result per group
-// present in it (a slot), and a group's slots are combined along a balanced binary tree in ascending tile order. Threads,
-// caches and schedules decide only who computes a tile and when.
+// Tiling fixes the bits. A pure function of the problem cuts it into tiles; every tile gives one partial result per
+// group present in it (a slot), and a group's slots are combined along a balanced binary tree in ascending tile order.
+// Threads, caches and schedules decide only who computes a tile and when.
 #ifndef POPNORM_CORE_TILING_HPP
 #define POPNORM_CORE_TILING_HPP
 
@@ -79,19 +79,20 @@ class Tiling {
   std::int64_t n_ = 0, s_ = 0;
   std::int64_t length_ = kTileLength;
   std::int64_t tiles_ = 0;
-  std::int64_t runs_ = 0;          // tiles per sample where one sample exceeds a tile, else 0
-  std::int64_t samples_ = 1;       // samples per tile otherwise
-  std::int64_t run_ = 1;           // samples after which the cut restarts
+  std::int64_t runs_ = 0;     // tiles per sample where one sample exceeds a tile, else 0
+  std::int64_t samples_ = 1;  // samples per tile otherwise
+  std::int64_t run_ = 1;      // samples after which the cut restarts
   std::int64_t tiles_per_run_ = 1;
 };
 
-// Slots of a tiling whose samples belong to groups: slot indices are prefix sums over (tile, group present), groups of a
-// tile in ascending order.
+// Slots of a tiling whose samples belong to groups: slot indices are prefix sums over (tile, group present), groups of
+// a tile in ascending order.
 class Slots {
  public:
-  // `first` holds tiles+1 entries, `group` and `weight` at least `count(tiling, group_of)` entries. group_of[n] in [0, groups).
-  Slots(const Tiling& tiling, std::span<const std::int32_t> group_of, std::int32_t groups, std::span<std::int64_t> first,
-        std::span<std::int32_t> group, std::span<std::int64_t> weight)
+  // `first` holds tiles+1 entries, `group` and `weight` at least `count(tiling, group_of)` entries. group_of[n] in [0,
+  // groups).
+  Slots(const Tiling& tiling, std::span<const std::int32_t> group_of, std::int32_t groups,
+        std::span<std::int64_t> first, std::span<std::int32_t> group, std::span<std::int64_t> weight)
       : first_(first), group_(group) {
     std::int64_t slot = 0;
     for (std::int64_t t = 0; t < tiling.tiles(); ++t) {
@@ -131,8 +132,8 @@ class Slots {
   std::span<const std::int32_t> group_;
 };
 
-// leaf(0) ... leaf(count-1) merged along a balanced binary tree: neighbours pair up level by level, an odd one passes up. Needs
-// count >= 1 and a stack of log2(count) values.
+// leaf(0) ... leaf(count-1) merged along a balanced binary tree: neighbours pair up level by level, an odd one passes
+// up. Needs count >= 1 and a stack of log2(count) values.
 template <class Leaf, class Merge>
 auto balanced_tree(std::int64_t count, Leaf&& leaf, Merge&& merge) {
   decltype(leaf(std::int64_t{0})) stack[64];

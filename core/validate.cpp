@@ -37,7 +37,8 @@ popnorm_status check_share(const char* operation, const char* name, double value
   return fail(POPNORM_INVALID, "%s: %s is %g, must be in [0, 1]", operation, name, value);
 }
 
-// ---------------------------------------------------------------------------------------------------------------- strides
+// ----------------------------------------------------------------------------------------------------------------
+// strides
 
 // Strides made explicit, and refused where two rows of the tensor would share memory.
 popnorm_status resolve_strides(const char* name, const Problem& p, popnorm_layout layout, const popnorm_strides& from,
@@ -52,12 +53,14 @@ popnorm_status resolve_strides(const char* name, const Problem& p, popnorm_layou
   to.row = from.row != 0 ? from.row : length;
   const bool overflow_rows = __builtin_mul_overflow(to.row, rows, &rows_extent);
   to.sample = from.sample != 0 ? from.sample : rows_extent;
-  if (overflow_rows || __builtin_mul_overflow(to.sample, p.n, &extent) || __builtin_add_overflow(extent, rows_extent, &extent) ||
+  if (overflow_rows || __builtin_mul_overflow(to.sample, p.n, &extent) ||
+      __builtin_add_overflow(extent, rows_extent, &extent) ||
       extent > std::numeric_limits<std::int64_t>::max() / size_of(p.storage))
     return fail(POPNORM_INVALID, "plan: strides of %s (sample %lld, row %lld) make its extent overflow 63 bits", name,
                 ll{to.sample}, ll{to.row});
   const bool rows_inside = (rows <= 1 || to.row >= length) && (p.n <= 1 || to.sample >= (rows - 1) * to.row + length);
-  const bool samples_inside = (p.n <= 1 || to.sample >= length) && (rows <= 1 || to.row >= (p.n - 1) * to.sample + length);
+  const bool samples_inside =
+      (p.n <= 1 || to.sample >= length) && (rows <= 1 || to.row >= (p.n - 1) * to.sample + length);
   if (p.n > 0 && p.s > 0 && !rows_inside && !samples_inside)
     return fail(POPNORM_INVALID,
                 "plan: strides of %s (sample %lld, row %lld) let rows of %lld elements overlap; 0 means packed", name,
@@ -65,7 +68,8 @@ popnorm_status resolve_strides(const char* name, const Problem& p, popnorm_layou
   return POPNORM_SUCCESS;
 }
 
-// ---------------------------------------------------------------------------------------------------------------- memory
+// ----------------------------------------------------------------------------------------------------------------
+// memory
 
 // A piece of the caller's memory: solid, or the rows of a tensor.
 struct Region {
@@ -73,7 +77,7 @@ struct Region {
   const char* first;
   std::int64_t bytes;  // from the first to the last byte
   bool written;
-  Strides pitch;       // strides in bytes; 0, 0: solid
+  Strides pitch;  // strides in bytes; 0, 0: solid
   std::int64_t row_bytes;
 };
 
@@ -84,8 +88,9 @@ class Memory {
   popnorm_status tensor(const char* name, const void* first, const Strides& strides, bool written) {
     const Problem& p = problem_;
     if (p.elements() == 0) return POPNORM_SUCCESS;
-    if (first == nullptr) return fail(POPNORM_INVALID, "%s: %s is null, must point to %lld x %lld x %lld elements", operation_,
-                                      name, ll{p.n}, ll{p.c}, ll{p.s});
+    if (first == nullptr)
+      return fail(POPNORM_INVALID, "%s: %s is null, must point to %lld x %lld x %lld elements", operation_, name,
+                  ll{p.n}, ll{p.c}, ll{p.s});
     const std::int64_t size = size_of(p.storage);
     POPNORM_TRY(aligned(name, first, size));
     const Strides pitch{strides.sample * size, strides.row * size};
@@ -115,15 +120,18 @@ class Memory {
   popnorm_status reserve(const void* first, std::size_t bytes, bool written) {
     POPNORM_TRY(buffer("reserve", first, bytes, plan_.reserve_bytes, written));
     if (written || reserve_matches(*static_cast<const ReserveHeader*>(first), problem_)) return POPNORM_SUCCESS;
-    return fail(POPNORM_INVALID,
-                "%s: reserve was not written by a forward or finalize with C = %lld and this storage type; pass forward's",
-                operation_, ll{problem_.c});
+    return fail(
+        POPNORM_INVALID,
+        "%s: reserve was not written by a forward or finalize with C = %lld and this storage type; pass forward's",
+        operation_, ll{problem_.c});
   }
 
   popnorm_status moments(const char* name, const popnorm_moment_arrays& m, bool written) {
     if (m.weight == nullptr || m.mean == nullptr || m.m2 == nullptr)
       return fail(POPNORM_INVALID, "%s: %s needs all of weight, mean and m2; %s is null", operation_, name,
-                  m.weight == nullptr ? "weight" : m.mean == nullptr ? "mean" : "m2");
+                  m.weight == nullptr ? "weight"
+                  : m.mean == nullptr ? "mean"
+                                      : "m2");
     POPNORM_TRY(array("moments.weight", m.weight, problem_.c, sizeof(double), written));
     POPNORM_TRY(array("moments.mean", m.mean, problem_.c, sizeof(double), written));
     return array("moments.m2", m.m2, problem_.c, sizeof(double), written);
@@ -140,7 +148,8 @@ class Memory {
     return add(solid(name, first, static_cast<std::int64_t>(header.bytes), written));
   }
 
-  // To be called last: no written region may share memory with another, but for the exact aliases that popnorm.h allows.
+  // To be called last: no written region may share memory with another, but for the exact aliases that popnorm.h
+  // allows.
   popnorm_status disjoint() const {
     for (int i = 0; i < count_; ++i) {
       for (int j = 0; j < count_; ++j) {
@@ -161,13 +170,16 @@ class Memory {
 
   popnorm_status aligned(const char* name, const void* first, std::int64_t size) const {
     if (reinterpret_cast<std::uintptr_t>(first) % static_cast<std::uintptr_t>(size) == 0) return POPNORM_SUCCESS;
-    return fail(POPNORM_INVALID, "%s: %s is at address %p, must be aligned to %lld bytes", operation_, name, first, ll{size});
+    return fail(POPNORM_INVALID, "%s: %s is at address %p, must be aligned to %lld bytes", operation_, name, first,
+                ll{size});
   }
 
   popnorm_status buffer(const char* name, const void* first, std::size_t bytes, std::size_t needed, bool written) {
     if (bytes < needed)
-      return fail(POPNORM_INVALID, "%s: %s has %zu bytes, needs %zu (popnorm_plan_query)", operation_, name, bytes, needed);
-    if (first == nullptr) return fail(POPNORM_INVALID, "%s: %s is null, must point to %zu bytes", operation_, name, needed);
+      return fail(POPNORM_INVALID, "%s: %s has %zu bytes, needs %zu (popnorm_plan_query)", operation_, name, bytes,
+                  needed);
+    if (first == nullptr)
+      return fail(POPNORM_INVALID, "%s: %s is null, must point to %zu bytes", operation_, name, needed);
     POPNORM_TRY(aligned(name, first, kBufferAlignment));
     return add(solid(name, first, static_cast<std::int64_t>(needed), written));
   }
@@ -187,7 +199,8 @@ class Memory {
     return same_memory(w, o) && ((is(w, "y") && is(o, "x")) || (is(w, "dx") && (is(o, "dy") || is(o, "x"))));
   }
 
-  // Two tensors of the same strides, side by side in one allocation: rows start `distance` apart, give or take whole pitches.
+  // Two tensors of the same strides, side by side in one allocation: rows start `distance` apart, give or take whole
+  // pitches.
   bool rows_meet(const Region& a, std::int64_t distance) const {
     const bool samples_outside = a.pitch.sample >= a.pitch.row;
     const std::int64_t outer = samples_outside ? a.pitch.sample : a.pitch.row;
@@ -224,7 +237,8 @@ popnorm_status check_moments_values(const char* operation, const popnorm_moment_
   for (std::int64_t i = 0; i < count; ++i) {
     if (m.weight[i] < 0)
       return fail(POPNORM_INVALID, "%s: moments.weight[%lld] is %g, must be >= 0", operation, ll{i}, m.weight[i]);
-    if (m.m2[i] < 0) return fail(POPNORM_INVALID, "%s: moments.m2[%lld] is %g, must be >= 0", operation, ll{i}, m.m2[i]);
+    if (m.m2[i] < 0)
+      return fail(POPNORM_INVALID, "%s: moments.m2[%lld] is %g, must be >= 0", operation, ll{i}, m.m2[i]);
   }
   return POPNORM_SUCCESS;
 }
@@ -243,8 +257,11 @@ popnorm_status check_statistics(const char* operation, const Problem& p, const A
   const bool given_arrays = a.mean != nullptr || a.variance != nullptr;
   if (a.statistics == POPNORM_BATCH) {
     if (given_arrays || a.given_population != nullptr)
-      return fail(POPNORM_INVALID, "%s: %s is not null, must be with statistics = BATCH; or set statistics = GIVEN", operation,
-                  a.mean != nullptr ? "mean" : a.variance != nullptr ? "variance" : "given_population");
+      return fail(POPNORM_INVALID, "%s: %s is not null, must be with statistics = BATCH; or set statistics = GIVEN",
+                  operation,
+                  a.mean != nullptr       ? "mean"
+                  : a.variance != nullptr ? "variance"
+                                          : "given_population");
     POPNORM_TRY(memory.array("running_mean", a.running_mean, p.c, statistic, true));
     POPNORM_TRY(memory.array("running_variance", a.running_variance, p.c, statistic, true));
     if (a.population != nullptr) POPNORM_TRY(memory.population("population", a.population, a.population_bytes, true));
@@ -258,12 +275,13 @@ popnorm_status check_statistics(const char* operation, const Problem& p, const A
       return fail(POPNORM_INVALID, "%s: moments is not null, must be with statistics = GIVEN", operation);
     if (a.given_population != nullptr) {
       if (given_arrays)
-        return fail(POPNORM_INVALID, "%s: both given_population and mean, variance are given, must be one of them", operation);
+        return fail(POPNORM_INVALID, "%s: both given_population and mean, variance are given, must be one of them",
+                    operation);
       POPNORM_TRY(memory.population("given_population", a.given_population, a.given_population_bytes, false));
     } else {
       if (a.mean == nullptr || a.variance == nullptr)
-        return fail(POPNORM_INVALID, "%s: %s is null, statistics = GIVEN needs mean and variance or given_population", operation,
-                    a.mean == nullptr ? "mean" : "variance");
+        return fail(POPNORM_INVALID, "%s: %s is null, statistics = GIVEN needs mean and variance or given_population",
+                    operation, a.mean == nullptr ? "mean" : "variance");
       POPNORM_TRY(memory.array("mean", a.mean, p.c, statistic, false));
       POPNORM_TRY(memory.array("variance", a.variance, p.c, statistic, false));
     }
@@ -279,13 +297,15 @@ popnorm_status check_size(const char* operation, const void* from, std::size_t k
   std::size_t size = 0;
   std::memcpy(&size, from, sizeof(size));
   if (size < known)
-    return fail(POPNORM_INVALID, "%s: size of the struct is %zu, must be >= %zu; initialize it with its POPNORM_..._INIT",
-                operation, size, known);
+    return fail(POPNORM_INVALID,
+                "%s: size of the struct is %zu, must be >= %zu; initialize it with its POPNORM_..._INIT", operation,
+                size, known);
   const auto* bytes = static_cast<const unsigned char*>(from);
   for (std::size_t i = known; i < size; ++i)
     if (bytes[i] != 0)
-      return fail(POPNORM_UNSUPPORTED, "%s: byte %zu of the struct is set, this version knows %zu bytes; link a newer popnorm",
-                  operation, i, known);
+      return fail(POPNORM_UNSUPPORTED,
+                  "%s: byte %zu of the struct is set, this version knows %zu bytes; link a newer popnorm", operation, i,
+                  known);
   return POPNORM_SUCCESS;
 }
 
@@ -322,15 +342,16 @@ popnorm_status validate_problem(const popnorm_problem* from, Problem& p) {
   // c rows of statistics must be addressable too, also where n or s is 0.
   if (__builtin_mul_overflow(p.n, p.c, &elements) || __builtin_mul_overflow(elements, p.s, &elements) ||
       elements > std::numeric_limits<std::int64_t>::max() / 8 || p.c > std::numeric_limits<std::int64_t>::max() / 1024)
-    return fail(POPNORM_INVALID, "plan: n %lld x c %lld x s %lld overflows 63 bits in bytes", ll{p.n}, ll{p.c}, ll{p.s});
+    return fail(POPNORM_INVALID, "plan: n %lld x c %lld x s %lld overflows 63 bits in bytes", ll{p.n}, ll{p.c},
+                ll{p.s});
 
   POPNORM_TRY(resolve_strides("x", p, p.layout, q.x, p.x));
   POPNORM_TRY(resolve_strides("y", p, p.layout, q.y, p.y));
   POPNORM_TRY(resolve_strides("dy", p, p.layout, q.dy, p.dy));
   POPNORM_TRY(resolve_strides("dx", p, p.layout, q.dx, p.dx));
 
-  // Vectors run over whatever is contiguous. Where channels (NCHW with s = 1) or positions (NHWC with c = 1) are too, the
-  // other form is the efficient one.
+  // Vectors run over whatever is contiguous. Where channels (NCHW with s = 1) or positions (NHWC with c = 1) are too,
+  // the other form is the efficient one.
   p.form = p.layout == POPNORM_NCHW ? Form::rows : Form::columns;
   Strides* const strides[] = {&p.x, &p.y, &p.dy, &p.dx};
   bool dense = true;
@@ -387,15 +408,19 @@ popnorm_status validate(const Plan& plan, const popnorm_backward_args& a) {
   POPNORM_TRY(check_enum("backward", "statistics", a.statistics, POPNORM_GIVEN));
   if (a.reserve != nullptr) {
     if (saved)
-      return fail(POPNORM_INVALID, "backward: both reserve and saved_mean, saved_invstd are given, must be one of them");
+      return fail(POPNORM_INVALID,
+                  "backward: both reserve and saved_mean, saved_invstd are given, must be one of them");
     if (a.scale != nullptr)
-      return fail(POPNORM_INVALID, "backward: scale is not null, must be with a reserve (it holds the scale that forward used)");
+      return fail(POPNORM_INVALID,
+                  "backward: scale is not null, must be with a reserve (it holds the scale that forward used)");
     if (a.statistics != POPNORM_BATCH)
       return fail(POPNORM_INVALID, "backward: statistics is %d, must be 0 with a reserve (it holds its source)",
                   number(a.statistics));
     POPNORM_TRY(memory.reserve(a.reserve, a.reserve_bytes, false));
   } else {
-    if (!saved) return fail(POPNORM_INVALID, "backward: reserve is null, must be forward's (or give saved_mean and saved_invstd)");
+    if (!saved)
+      return fail(POPNORM_INVALID,
+                  "backward: reserve is null, must be forward's (or give saved_mean and saved_invstd)");
     POPNORM_TRY(memory.required("saved_mean", a.saved_mean, p.c, size_of(p.statistics), false));
     POPNORM_TRY(memory.required("saved_invstd", a.saved_invstd, p.c, size_of(p.statistics), false));
     POPNORM_TRY(memory.array("scale", a.scale, p.c, size_of(p.parameters), false));
@@ -418,7 +443,8 @@ popnorm_status validate(const Plan& plan, const popnorm_combine_args& a) {
   POPNORM_TRY(target.moments("moments", a.moments, true));
   POPNORM_TRY(target.disjoint());
   if (a.count < 0) return fail(POPNORM_INVALID, "combine: count is %lld, must be >= 0", ll{a.count});
-  if (a.count > 0 && a.parts == nullptr) return fail(POPNORM_INVALID, "combine: parts is null, count is %lld", ll{a.count});
+  if (a.count > 0 && a.parts == nullptr)
+    return fail(POPNORM_INVALID, "combine: parts is null, count is %lld", ll{a.count});
   for (std::int64_t i = 0; i < a.count; ++i) {
     const popnorm_moment_arrays& part = a.parts[i];
     const bool in_place = part.weight == a.moments.weight && part.mean == a.moments.mean && part.m2 == a.moments.m2;

@@ -1,5 +1,5 @@
-// Every check of every argument, and every message. What passes is complete (unknown struct tails handled, defaults filled in)
-// and may be trusted by backends.
+// Every check of every argument, and every message. What passes is complete (unknown struct tails handled, defaults
+// filled in) and may be trusted by backends.
 #ifndef POPNORM_CORE_VALIDATE_HPP
 #define POPNORM_CORE_VALIDATE_HPP
 
@@ -19,7 +19,8 @@ popnorm_status check_size(const char* operation, const void* from, std::size_t k
 
 template <class Struct>
 popnorm_status read_struct(const char* operation, const Struct* from, Struct& to) {
-  if (const popnorm_status status = check_size(operation, from, sizeof(Struct)); status != POPNORM_SUCCESS) return status;
+  if (const popnorm_status status = check_size(operation, from, sizeof(Struct)); status != POPNORM_SUCCESS)
+    return status;
   std::memcpy(&to, from, sizeof(Struct));
   return POPNORM_SUCCESS;
 }

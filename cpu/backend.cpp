@@ -21,7 +21,8 @@
 namespace popnorm::cpu {
 namespace {
 
-// ---------------------------------------------------------------------------------------------------------------- the plan
+// ---------------------------------------------------------------------------------------------------------------- the
+// plan
 
 struct State {
   const Kernels* kernels;
@@ -38,7 +39,9 @@ struct Workspace {
   double* second = nullptr;
   T* row[5] = {};
 
-  static std::int64_t slots(const Plan& plan) { return std::max<std::int64_t>(plan.tiling.tiles(), 1) * plan.problem.c; }
+  static std::int64_t slots(const Plan& plan) {
+    return std::max<std::int64_t>(plan.tiling.tiles(), 1) * plan.problem.c;
+  }
   static std::size_t bytes(const Plan& plan) {
     return round_up(static_cast<std::size_t>(slots(plan)) * 2 * sizeof(double) +
                     static_cast<std::size_t>(plan.problem.c) * 5 * sizeof(T));
@@ -85,11 +88,12 @@ struct Placement {
 Placement place(const Plan& plan, const Work& work) {
   const State& state = state_of(plan);
   const Executor executor = state.executor.parallel_for != nullptr ? state.executor : tbb_executor();
-  return {executor, choose_blocking(plan.problem, plan.tiling, work, machine_caches(), executor.concurrency, plan.schedule,
-                                    plan.stores)};
+  return {executor, choose_blocking(plan.problem, plan.tiling, work, machine_caches(), executor.concurrency,
+                                    plan.schedule, plan.stores)};
 }
 
-// ---------------------------------------------------------------------------------------------------------------- memory
+// ----------------------------------------------------------------------------------------------------------------
+// memory
 
 // The part of a tensor that a tile and a channel range cover.
 template <class T, class Pointer>
@@ -100,11 +104,14 @@ Tensor<Pointer> part(const Problem& p, Pointer tensor, const Strides& strides, c
   return {static_cast<Element>(tensor) + tile.n0 * strides.sample + in_sample, strides.sample, strides.row};
 }
 
-Block block_of(const Tile& tile, Channels c) { return {tile.n1 - tile.n0, tile.s1 - tile.s0, c.end - c.begin, nullptr}; }
+Block block_of(const Tile& tile, Channels c) {
+  return {tile.n1 - tile.n0, tile.s1 - tile.s0, c.end - c.begin, nullptr};
+}
 
 double read(const void* array, popnorm_type type, std::int64_t i, double absent) {
   if (array == nullptr) return absent;
-  return type == POPNORM_F64 ? static_cast<const double*>(array)[i] : static_cast<double>(static_cast<const float*>(array)[i]);
+  return type == POPNORM_F64 ? static_cast<const double*>(array)[i]
+                             : static_cast<double>(static_cast<const float*>(array)[i]);
 }
 
 void write(void* array, popnorm_type type, std::int64_t i, double value) {
@@ -114,7 +121,8 @@ void write(void* array, popnorm_type type, std::int64_t i, double value) {
     static_cast<float*>(array)[i] = static_cast<float>(value);
 }
 
-// ---------------------------------------------------------------------------------------------------------------- statistics
+// ----------------------------------------------------------------------------------------------------------------
+// statistics
 
 // The batch's moments of each channel: a weight for all channels, or one each.
 struct BatchMoments {
@@ -154,7 +162,8 @@ NormalizeRow<T> finalize_channel(const Problem& p, const Args& a, const BatchMom
   return normalize_row(row, scale, shift);
 }
 
-// Everything that leaves the call besides y: after all channels are known, since a population takes a batch whole or not at all.
+// Everything that leaves the call besides y: after all channels are known, since a population takes a batch whole or
+// not at all.
 template <class Args>
 void publish(const Problem& p, const Args& a, const BatchMoments& batch) {
   const FpEnvironment environment;
@@ -182,7 +191,8 @@ void publish(const Problem& p, const Args& a, const BatchMoments& batch) {
   if (a.population != nullptr) feed_population(a.population, a.feed, a.momentum, batch);
 }
 
-// ---------------------------------------------------------------------------------------------------------------- forward
+// ----------------------------------------------------------------------------------------------------------------
+// forward
 
 // The stages of moments, normalize and forward.
 template <class T>
@@ -199,7 +209,8 @@ struct Forward {
     const Problem& p = f.plan.problem;
     const Tile t = f.plan.tiling[tile];
     const std::int64_t slot = tile * p.c + c.begin;
-    f.kernels.moments({block_of(t, c), part<T>(p, f.x, p.x, t, c), f.workspace.first + slot, f.workspace.second + slot});
+    f.kernels.moments(
+        {block_of(t, c), part<T>(p, f.x, p.x, t, c), f.workspace.first + slot, f.workspace.second + slot});
   }
 
   // Tile 0's slots receive the combined moments.
@@ -353,15 +364,16 @@ popnorm_status combine_parts(const Plan& plan, const popnorm_combine_args& a, vo
   return POPNORM_SUCCESS;
 }
 
-// ---------------------------------------------------------------------------------------------------------------- backward
+// ----------------------------------------------------------------------------------------------------------------
+// backward
 
 struct Sums {
   double dy;
   double dy_d;
 };
 
-// The stages of backward_reduce, backward_apply and backward. Workspace rows: a, k1, k2; without a reserve also hi and invstd,
-// and until fold a holds the scale and k1 the low part of the mean.
+// The stages of backward_reduce, backward_apply and backward. Workspace rows: a, k1, k2; without a reserve also hi and
+// invstd, and until fold a holds the scale and k1 the low part of the mean.
 template <class T>
 struct Backward {
   const Plan& plan;
@@ -450,17 +462,29 @@ struct Backward {
     const T* k1 = b.workspace.row[1] + c.begin;
     const T* k2 = b.workspace.row[2] + c.begin;
     if (b.through_statistics)
-      b.kernels.backward_apply({block, part<T>(p, b.x, p.x, t, c), dy, dx, b.hi + c.begin, b.invstd + c.begin, a, k1, k2,
-                                b.stream, ahead});
+      b.kernels.backward_apply(
+          {block, part<T>(p, b.x, p.x, t, c), dy, dx, b.hi + c.begin, b.invstd + c.begin, a, k1, k2, b.stream, ahead});
     else  // dx = a*dy: normalize with k1 = k2 = 0, which does not read x
       b.kernels.normalize({block, dy, dx, k1, a, k2, b.stream, ahead});
   }
 };
 
 template <class T>
-Backward<T> make_backward(const Plan& plan, const void* x, const void* dy, void* dx, void* workspace, const Placement& at) {
-  return {plan,    *state_of(plan).kernels, x,       dy,      dx,      {plan, workspace}, at.blocking.stream, true,
-          nullptr, nullptr,                 nullptr, nullptr, nullptr};
+Backward<T> make_backward(const Plan& plan, const void* x, const void* dy, void* dx, void* workspace,
+                          const Placement& at) {
+  return {plan,
+          *state_of(plan).kernels,
+          x,
+          dy,
+          dx,
+          {plan, workspace},
+          at.blocking.stream,
+          true,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr};
 }
 
 bool through_statistics(const void* reserve) {
@@ -478,7 +502,8 @@ struct WholeBackward : Backward<T> {
     for (std::int64_t i = c.begin; i < c.end; ++i) {
       const Sums sums = b.reduces ? b.combined(i) : Sums{0, 0};
       const auto deliver = [&](void* to, double sum) {
-        if (to != nullptr) write(to, p.parameters, i, b.args.accumulate != 0 ? read(to, p.parameters, i, 0) + sum : sum);
+        if (to != nullptr)
+          write(to, p.parameters, i, b.args.accumulate != 0 ? read(to, p.parameters, i, 0) + sum : sum);
       };
       deliver(b.args.dshift, sums.dy);
       deliver(b.args.dscale, sums.dy_d);
@@ -500,9 +525,10 @@ popnorm_status backward(const Plan& plan, const popnorm_backward_args& a, void* 
       b.use(ReserveArrays<T, const std::byte>(static_cast<const std::byte*>(a.reserve), plan.problem.c));
     else
       b.use(a);
-    return run("backward", plan,
-               {&b, reduces ? Backward<T>::reduce : nullptr, WholeBackward<T>::fold, applies ? Backward<T>::apply : nullptr},
-               at.executor, at.blocking);
+    return run(
+        "backward", plan,
+        {&b, reduces ? Backward<T>::reduce : nullptr, WholeBackward<T>::fold, applies ? Backward<T>::apply : nullptr},
+        at.executor, at.blocking);
   });
 }
 
@@ -526,7 +552,8 @@ popnorm_status backward_reduce(const Plan& plan, const popnorm_backward_reduce_a
     const Placement at = place(plan, {2, true, false});
     ReduceOnly<T> b{make_backward<T>(plan, a.x, a.dy, nullptr, a.workspace, at), a};
     b.use(ReserveArrays<T, const std::byte>(static_cast<const std::byte*>(a.reserve), plan.problem.c));
-    return run("backward_reduce", plan, {&b, Backward<T>::reduce, ReduceOnly<T>::fold, nullptr}, at.executor, at.blocking);
+    return run("backward_reduce", plan, {&b, Backward<T>::reduce, ReduceOnly<T>::fold, nullptr}, at.executor,
+               at.blocking);
   });
 }
 
@@ -558,7 +585,7 @@ popnorm_status backward_apply(const Plan& plan, const popnorm_backward_apply_arg
 
 }  // namespace
 
-constinit const Backend backend{POPNORM_CPU, "cpu",    prepare,   forward,         backward,      moments,
+constinit const Backend backend{POPNORM_CPU,   "cpu",    prepare,   forward,         backward,      moments,
                                 combine_parts, finalize, normalize, backward_reduce, backward_apply};
 
 }  // namespace popnorm::cpu

@@ -13,8 +13,8 @@ constexpr std::int64_t kInlineBytes = std::int64_t{128} << 10;
 // Tasks per thread: enough to level out unequal speeds, few enough that each is long against its start.
 constexpr std::int64_t kTasksPerThread = 4;
 
-// A hypervisor reports the whole socket's last-level cache to a guest with two of its cores. No thread counts on more than
-// this share of it.
+// A hypervisor reports the whole socket's last-level cache to a guest with two of its cores. No thread counts on more
+// than this share of it.
 constexpr std::int64_t kLargestLlcShare = std::int64_t{16} << 20;
 
 constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -33,8 +33,8 @@ const Caches& machine_caches() {
   return caches;
 }
 
-Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& work, const Caches& caches, int concurrency,
-                         popnorm_schedule schedule, popnorm_stores stores) {
+Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& work, const Caches& caches,
+                         int concurrency, popnorm_schedule schedule, popnorm_stores stores) {
   const std::int64_t threads = std::max(concurrency, 1);
   const std::int64_t bytes = p.elements() * size_of(p.storage);
   const std::int64_t positions = std::max<std::int64_t>(p.n * p.s, 1);

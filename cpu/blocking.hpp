@@ -1,5 +1,5 @@
-// Which task runs which tiles and channels. A pure function of the problem, the caches and the number of threads; it can never
-// change a bit.
+// Which task runs which tiles and channels. A pure function of the problem, the caches and the number of threads; it
+// can never change a bit.
 #ifndef POPNORM_CPU_BLOCKING_HPP
 #define POPNORM_CPU_BLOCKING_HPP
 
@@ -31,16 +31,16 @@ struct Blocking {
   bool stream;    // non-temporal stores
 };
 
-// `tensors`: how many tensors statistics read (1 forward, 2 backward). `sweeps`: whether data is read for statistics, then
-// again to be applied; a single sweep gains nothing from slabs.
+// `tensors`: how many tensors statistics read (1 forward, 2 backward). `sweeps`: whether data is read for statistics,
+// then again to be applied; a single sweep gains nothing from slabs.
 struct Work {
   int tensors;
   bool reduces;
   bool applies;
 };
 
-Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& work, const Caches& caches, int concurrency,
-                         popnorm_schedule schedule, popnorm_stores stores);
+Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& work, const Caches& caches,
+                         int concurrency, popnorm_schedule schedule, popnorm_stores stores);
 
 }  // namespace popnorm::cpu
 

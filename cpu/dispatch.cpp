@@ -16,8 +16,8 @@ extern const KernelTable kernels_baseline;
 
 namespace {
 
-// What both the processor (CPUID) and the operating system (XCR0: which registers it saves) allow. xsimd 8.1 asks neither
-// correctly.
+// What both the processor (CPUID) and the operating system (XCR0: which registers it saves) allow. xsimd 8.1 asks
+// neither correctly.
 struct Machine {
   bool avx2 = false;
   bool avx512 = false;
@@ -64,8 +64,8 @@ popnorm_status choose_tier(const char* name, const KernelTable*& table) {
       return POPNORM_SUCCESS;
     }
     if (name != nullptr)
-      return fail(POPNORM_UNSUPPORTED, "plan: isa \"%s\" does not run here, it needs %s; use popnorm_isa_available", name,
-                  t.needs);
+      return fail(POPNORM_UNSUPPORTED, "plan: isa \"%s\" does not run here, it needs %s; use popnorm_isa_available",
+                  name, t.needs);
     if (log_dispatch()) log_choice("isa %s refused: needs %s", t.table->isa, t.needs);
   }
   return fail(POPNORM_INVALID, "plan: isa is \"%s\", must be avx512, avx2 or baseline (popnorm_isa_name)", name);

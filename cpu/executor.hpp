@@ -9,13 +9,15 @@ namespace popnorm::cpu {
 struct Executor {
   void* context;
   int concurrency;
-  void (*parallel_for)(void* context, std::int64_t count, void (*task)(void* argument, std::int64_t index), void* argument);
+  void (*parallel_for)(void* context, std::int64_t count, void (*task)(void* argument, std::int64_t index),
+                       void* argument);
 };
 
 // Its concurrency is that of the calling thread's arena now.
 Executor tbb_executor();
 
-inline void inline_parallel_for(void* /*context*/, std::int64_t count, void (*task)(void*, std::int64_t), void* argument) {
+inline void inline_parallel_for(void* /*context*/, std::int64_t count, void (*task)(void*, std::int64_t),
+                                void* argument) {
   for (std::int64_t i = 0; i < count; ++i) task(argument, i);
 }
 

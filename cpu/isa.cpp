@@ -1,5 +1,6 @@
-// Compiled once per ISA tier, with POPNORM_ISA_NAME, POPNORM_ISA_ARCH and that tier's compiler flags. Everything but the table
-// is in an anonymous namespace: an inline function with this tier's instructions must never serve the rest of the library.
+// Compiled once per ISA tier, with POPNORM_ISA_NAME, POPNORM_ISA_ARCH and that tier's compiler flags. Everything but
+// the table is in an anonymous namespace: an inline function with this tier's instructions must never serve the rest of
+// the library.
 #include <immintrin.h>
 
 #include <cstddef>
@@ -28,13 +29,13 @@ namespace {
 using Arch = POPNORM_ISA_ARCH;
 
 // clang-format off: each layer builds on those before
-#include "kernels/simd/lanes.hpp"
-#include "kernels/simd/reduce.hpp"
-#include "kernels/simd/moments.hpp"
+#include "kernels/simd/backward_apply.hpp"
 #include "kernels/simd/backward_reduce.hpp"
 #include "kernels/simd/elementwise.hpp"
+#include "kernels/simd/lanes.hpp"
+#include "kernels/simd/moments.hpp"
 #include "kernels/simd/normalize.hpp"
-#include "kernels/simd/backward_apply.hpp"
+#include "kernels/simd/reduce.hpp"
 // clang-format on
 
 template <class T>

@@ -11,9 +11,9 @@
 
 namespace popnorm::cpu {
 
-// Samples x positions x channels of a tensor. Sample k of the block is sample index[k], or k where index is null, so that the
-// samples of one group need not be neighbours. Tensors carry their own strides (`row` separates channels in the rows form,
-// positions in the columns form).
+// Samples x positions x channels of a tensor. Sample k of the block is sample index[k], or k where index is null, so
+// that the samples of one group need not be neighbours. Tensors carry their own strides (`row` separates channels in
+// the rows form, positions in the columns form).
 struct Block {
   std::int64_t samples;
   std::int64_t positions;

@@ -31,7 +31,8 @@ bool for_each_task(const Executor& executor, std::int64_t count, const Body& bod
   return shared.done.load(std::memory_order_relaxed) == count;
 }
 
-bool run_slabs(const Stages& stages, const Blocking& b, std::int64_t tiles, std::int64_t channels, const Executor& executor) {
+bool run_slabs(const Stages& stages, const Blocking& b, std::int64_t tiles, std::int64_t channels,
+               const Executor& executor) {
   const std::int64_t slabs = divide_up(channels, b.channels);
   const std::int64_t tasks = divide_up(slabs, b.slabs_per_task);
   return for_each_task(executor, tasks, [&](std::int64_t task) {
@@ -48,7 +49,8 @@ bool run_slabs(const Stages& stages, const Blocking& b, std::int64_t tiles, std:
   });
 }
 
-bool run_phases(const Stages& stages, const Blocking& b, std::int64_t tiles, std::int64_t channels, const Executor& executor) {
+bool run_phases(const Stages& stages, const Blocking& b, std::int64_t tiles, std::int64_t channels,
+                const Executor& executor) {
   const std::int64_t cuts = divide_up(channels, b.channels);
   const std::int64_t tile_tasks = divide_up(tiles, b.tiles);
   const auto over_tiles = [&](const auto& stage) {
@@ -82,7 +84,8 @@ popnorm_status run_stages(const char* operation, const Stages& stages, const Blo
   const bool complete = blocking.slabs ? run_slabs(stages, blocking, tiles, channels, chosen)
                                        : run_phases(stages, blocking, tiles, channels, chosen);
   if (complete) return POPNORM_SUCCESS;
-  return fail(POPNORM_INTERNAL, "%s: the executor did not run every task exactly once; outputs are incomplete", operation);
+  return fail(POPNORM_INTERNAL, "%s: the executor did not run every task exactly once; outputs are incomplete",
+              operation);
 }
 
 }  // namespace popnorm::cpu

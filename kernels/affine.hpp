@@ -1,5 +1,5 @@
-// From statistics to the coefficient rows that kernels read. T is the arithmetic type: float, or double for f64 storage.
-// Forward and backward go through the same functions, so that what backward recomputes has forward's bits.
+// From statistics to the coefficient rows that kernels read. T is the arithmetic type: float, or double for f64
+// storage. Forward and backward go through the same functions, so that what backward recomputes has forward's bits.
 #ifndef POPNORM_KERNELS_AFFINE_HPP
 #define POPNORM_KERNELS_AFFINE_HPP
 
@@ -75,7 +75,8 @@ struct GradientRow {
 };
 
 template <class T>
-inline GradientRow<T> gradient_row(const StatisticsRow<T>& row, T scale, double weight, double sum_dy, double sum_dy_xhat) {
+inline GradientRow<T> gradient_row(const StatisticsRow<T>& row, T scale, double weight, double sum_dy,
+                                   double sum_dy_xhat) {
   if (!(weight > 0)) return {gain(scale, row.invstd), T(0), T(0)};
   const double k2 = sum_dy_xhat / weight;
   const double k1 = sum_dy / weight - static_cast<double>(row.lo) * static_cast<double>(row.invstd) * k2;

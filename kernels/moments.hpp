@@ -11,8 +11,8 @@ struct Moments {
   double m2 = 0;
 };
 
-// Merges two disjoint sets. Commutative to the bit: the heavier side (at equal weight the one of smaller mean) is the base,
-// which also keeps the correction small. Equal means merge exactly; weight 0 is the identity.
+// Merges two disjoint sets. Commutative to the bit: the heavier side (at equal weight the one of smaller mean) is the
+// base, which also keeps the correction small. Equal means merge exactly; weight 0 is the identity.
 constexpr Moments combine(const Moments& p, const Moments& q) {
   if (p.weight == 0) return q;
   if (q.weight == 0) return p;
@@ -25,8 +25,8 @@ constexpr Moments combine(const Moments& p, const Moments& q) {
   return {weight, a.mean + delta * share, (a.m2 + b.m2) + (delta * delta) * (a.weight * share)};
 }
 
-// The distribution (1-share)*p + share*q by weight fractions instead of weights: what an exponential or cumulative average
-// does to moments. The weight, an effective number of elements, is mixed like the mean.
+// The distribution (1-share)*p + share*q by weight fractions instead of weights: what an exponential or cumulative
+// average does to moments. The weight, an effective number of elements, is mixed like the mean.
 constexpr Moments mix(const Moments& p, const Moments& q, double share) {
   const Moments unit = combine({1 - share, p.mean, p.weight > 0 ? p.m2 / p.weight * (1 - share) : 0},
                                {share, q.mean, q.weight > 0 ? q.m2 / q.weight * share : 0});

@@ -1,4 +1,5 @@
-// The virtual vector width: sums of the rows form run in 16 lanes whatever the registers are, so every tier has the same bits.
+// The virtual vector width: sums of the rows form run in 16 lanes whatever the registers are, so every tier has the
+// same bits.
 #ifndef POPNORM_KERNELS_VIRTUAL_LANES_HPP
 #define POPNORM_KERNELS_VIRTUAL_LANES_HPP
 

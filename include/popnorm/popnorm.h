@@ -24,8 +24,8 @@
  * Aliasing.  y may be x, dx may be dy or x (same pointer and same strides). No other output may overlap an input or
  *            another output; overlap is found and refused (POPNORM_INVALID).
  *
- * Errors.    Every entry returns a status. On anything but POPNORM_SUCCESS nothing was written to the caller's buffers
- *            and popnorm_last_error() says which subject had which value, the rule it broke, and the remedy.
+ * Errors.    Every entry returns a status. On anything but POPNORM_SUCCESS (and POPNORM_INTERNAL, when an executor left
+ *            tasks undone) nothing was written to the caller's buffers, and popnorm_last_error() says which subject had which value, the rule it broke, and the remedy.
  *            POPNORM_INVALID: the call can never be right. POPNORM_UNSUPPORTED: a sensible call that this version,
  *            build or machine does not serve.
  *
@@ -42,10 +42,9 @@
 #ifndef POPNORM_POPNORM_H
 #define POPNORM_POPNORM_H
 
+#include <popnorm/version.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include <popnorm/version.h>
 
 #if defined(__GNUC__) && !defined(POPNORM_STATIC)
 #define POPNORM_API __attribute__((visibility("default")))
@@ -105,9 +104,9 @@ typedef struct popnorm_strides {
 
 typedef struct popnorm_problem {
   size_t size;
-  int64_t n;               /* samples, >= 0; an empty batch is valid and changes nothing */
-  int64_t c;               /* channels, >= 1 */
-  int64_t s;               /* positions, >= 0 */
+  int64_t n; /* samples, >= 0; an empty batch is valid and changes nothing */
+  int64_t c; /* channels, >= 1 */
+  int64_t s; /* positions, >= 0 */
   popnorm_layout layout;
   popnorm_type storage;    /* of x, y, dy, dx */
   popnorm_type parameters; /* of scale, shift, dscale, dshift: f32 or f64 */
@@ -119,10 +118,12 @@ typedef struct popnorm_problem {
   popnorm_strides dx;
 } popnorm_problem;
 
-#define POPNORM_PROBLEM_INIT                                                                                     \
-  {                                                                                                              \
-    sizeof(popnorm_problem), 0, 0, 0, POPNORM_NCHW, POPNORM_TYPE_DEFAULT, POPNORM_TYPE_DEFAULT,                  \
-        POPNORM_TYPE_DEFAULT, 1e-5, {0, 0}, {0, 0}, {0, 0}, {0, 0}                                               \
+#define POPNORM_PROBLEM_INIT                                                                                          \
+  {                                                                                                                   \
+    sizeof(popnorm_problem), 0, 0, 0, POPNORM_NCHW, POPNORM_TYPE_DEFAULT, POPNORM_TYPE_DEFAULT, POPNORM_TYPE_DEFAULT, \
+        1e-5, {0, 0}, {0, 0}, {0, 0}, {                                                                               \
+      0, 0                                                                                                            \
+    }                                                                                                                 \
   }
 
 /* ------------------------------------------------------------------------------------------------ execution options */
@@ -130,7 +131,7 @@ typedef struct popnorm_problem {
 typedef enum popnorm_backend {
   POPNORM_BACKEND_AUTO = 0, /* POPNORM_BACKEND=cpu|cuda in the environment, else where the data is (cpu) */
   POPNORM_CPU = 1,
-  POPNORM_CUDA = 2          /* reserved: POPNORM_UNSUPPORTED in this version; never falls back silently */
+  POPNORM_CUDA = 2 /* reserved: POPNORM_UNSUPPORTED in this version; never falls back silently */
 } popnorm_backend;
 
 /* How work is cut. It never changes a bit of the result. */
@@ -156,19 +157,20 @@ typedef struct popnorm_executor {
   void (*parallel_for)(void* context, int64_t count, void (*task)(void* argument, int64_t index), void* argument);
 } popnorm_executor;
 
-#define POPNORM_EXECUTOR_INIT {sizeof(popnorm_executor), NULL, 1, NULL}
+#define POPNORM_EXECUTOR_INIT \
+  { sizeof(popnorm_executor), NULL, 1, NULL }
 
 typedef struct popnorm_options {
   size_t size;
   popnorm_backend backend;
   popnorm_schedule schedule;
   popnorm_stores stores;
-  const char* isa;                  /* a name of popnorm_isa_name; null: POPNORM_ISA in the environment, else the best */
+  const char* isa; /* a name of popnorm_isa_name; null: POPNORM_ISA in the environment, else the best */
   const popnorm_executor* executor; /* copied; null: oneTBB, in the arena of the thread that calls the run entry */
 } popnorm_options;
 
 #define POPNORM_OPTIONS_INIT \
-  {sizeof(popnorm_options), POPNORM_BACKEND_AUTO, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_AUTO, NULL, NULL}
+  { sizeof(popnorm_options), POPNORM_BACKEND_AUTO, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_AUTO, NULL, NULL }
 
 /* CPU instruction set tiers compiled into this library, best first: "avx512", "avx2", "baseline". */
 POPNORM_API int32_t popnorm_isa_count(void);
@@ -197,7 +199,7 @@ POPNORM_API void popnorm_plan_destroy(popnorm_plan* plan);
 
 typedef struct popnorm_plan_info {
   size_t size;
-  size_t workspace_bytes;     /* scratch of one call: contents need not be kept, must not be shared by concurrent calls */
+  size_t workspace_bytes; /* scratch of one call: contents need not be kept, must not be shared by concurrent calls */
   size_t workspace_alignment; /* 64 */
   size_t reserve_bytes;       /* written by forward or finalize, read by normalize and backward */
   size_t reserve_alignment;   /* 64 */
@@ -206,7 +208,8 @@ typedef struct popnorm_plan_info {
   int64_t tiles;              /* partial results per channel that are combined in a fixed tree */
 } popnorm_plan_info;
 
-#define POPNORM_PLAN_INFO_INIT {sizeof(popnorm_plan_info), 0, 0, 0, 0, POPNORM_BACKEND_AUTO, NULL, 0}
+#define POPNORM_PLAN_INFO_INIT \
+  { sizeof(popnorm_plan_info), 0, 0, 0, 0, POPNORM_BACKEND_AUTO, NULL, 0 }
 
 POPNORM_API popnorm_status popnorm_plan_query(const popnorm_plan* plan, popnorm_plan_info* info);
 
@@ -234,7 +237,8 @@ typedef struct popnorm_population_header {
 typedef enum popnorm_feed {
   POPNORM_FEED_EMA = 0,        /* mean: (1-momentum)*P + momentum*B; P empty: P = B. Ioffe & Szegedy 2015 */
   POPNORM_FEED_CUMULATIVE = 1, /* EMA with momentum 1/(batches+1): every batch counts the same */
-  POPNORM_FEED_MERGE = 2       /* exact pooling by Chan's formula: every element counts the same. PreciseBN, Wu & Johnson 2021 */
+  POPNORM_FEED_MERGE =
+      2 /* exact pooling by Chan's formula: every element counts the same. PreciseBN, Wu & Johnson 2021 */
 } popnorm_feed;
 
 typedef enum popnorm_estimator {
@@ -265,7 +269,7 @@ typedef struct popnorm_population_feed_args {
 } popnorm_population_feed_args;
 
 #define POPNORM_POPULATION_FEED_ARGS_INIT \
-  {sizeof(popnorm_population_feed_args), {NULL, NULL, NULL}, POPNORM_FEED_EMA, 0.1}
+  { sizeof(popnorm_population_feed_args), {NULL, NULL, NULL}, POPNORM_FEED_EMA, 0.1 }
 
 /* Feeds one batch. Per slot the batch is taken whole or not at all: if any channel's moments are non-finite, only that
  * channel's nonfinite count changes; a slot of weight 0 changes nothing. Weights are effective numbers of elements: EMA
@@ -283,7 +287,7 @@ typedef struct popnorm_population_finalize_args {
 } popnorm_population_finalize_args;
 
 #define POPNORM_POPULATION_FINALIZE_ARGS_INIT \
-  {sizeof(popnorm_population_finalize_args), POPNORM_BIASED, POPNORM_TYPE_DEFAULT, NULL, NULL}
+  { sizeof(popnorm_population_finalize_args), POPNORM_BIASED, POPNORM_TYPE_DEFAULT, NULL, NULL }
 
 /* The population's mean and variance. INVALID: a corrupted or foreign header, unknown enums, overlapping outputs.
  * A channel that was never fed has mean 0 and variance 1 (what frameworks initialize running statistics with). */
@@ -304,7 +308,7 @@ typedef enum popnorm_statistics {
 typedef struct popnorm_forward_args {
   size_t size;
   const void* x;
-  void* y; /* may be x */
+  void* y;           /* may be x */
   const void* scale; /* null = 1 */
   const void* shift; /* null = 0 */
   popnorm_statistics statistics;
@@ -333,10 +337,10 @@ typedef struct popnorm_forward_args {
   size_t workspace_bytes;
 } popnorm_forward_args;
 
-#define POPNORM_FORWARD_ARGS_INIT                                                                                \
-  {                                                                                                              \
-    sizeof(popnorm_forward_args), NULL, NULL, NULL, NULL, POPNORM_BATCH, NULL, NULL, NULL, 0, POPNORM_BIASED,    \
-        NULL, NULL, NULL, 0, POPNORM_FEED_EMA, 0.1, NULL, NULL, {NULL, NULL, NULL}, NULL, 0, NULL, 0             \
+#define POPNORM_FORWARD_ARGS_INIT                                                                                   \
+  {                                                                                                                 \
+    sizeof(popnorm_forward_args), NULL, NULL, NULL, NULL, POPNORM_BATCH, NULL, NULL, NULL, 0, POPNORM_BIASED, NULL, \
+        NULL, NULL, 0, POPNORM_FEED_EMA, 0.1, NULL, NULL, {NULL, NULL, NULL}, NULL, 0, NULL, 0                      \
   }
 
 /* INVALID: null x, y or workspace (for a non-empty batch); overlap (see Aliasing); unaligned base pointers; workspace or
@@ -350,9 +354,9 @@ typedef struct popnorm_backward_args {
   size_t size;
   const void* x;
   const void* dy;
-  void* dx;     /* or null; may be dy or x */
-  void* dscale; /* or null */
-  void* dshift; /* or null */
+  void* dx;           /* or null; may be dy or x */
+  void* dscale;       /* or null */
+  void* dshift;       /* or null */
   int32_t accumulate; /* 1: dscale and dshift are added to; 0: overwritten */
   const void* reserve;
   size_t reserve_bytes;
@@ -360,20 +364,17 @@ typedef struct popnorm_backward_args {
    * to `statistics`, which adds an error of u*|mean|*invstd per unit of xhat to dx and dscale. */
   const void* saved_mean;
   const void* saved_invstd;
-  const void* scale; /* null = 1; only with saved_*: a reserve holds the scale that forward used */
+  const void* scale;             /* null = 1; only with saved_*: a reserve holds the scale that forward used */
   popnorm_statistics statistics; /* only with saved_* */
   void* workspace;
   size_t workspace_bytes;
 } popnorm_backward_args;
 
-#define POPNORM_BACKWARD_ARGS_INIT                                                                               \
-  {                                                                                                              \
-    sizeof(popnorm_backward_args), NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, NULL, NULL, NULL, POPNORM_BATCH,    \
-        NULL, 0                                                                                                  \
-  }
+#define POPNORM_BACKWARD_ARGS_INIT \
+  { sizeof(popnorm_backward_args), NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, NULL, NULL, NULL, POPNORM_BATCH, NULL, 0 }
 
 /* INVALID: as popnorm_forward; no output at all; neither or both of reserve and saved_*; a reserve that no forward or
- * finalize of this problem wrote; accumulate outside {0, 1}. */
+ * finalize with these channels and this storage type wrote; accumulate outside {0, 1}. */
 POPNORM_API popnorm_status popnorm_backward(const popnorm_plan* plan, const popnorm_backward_args* args, void* stream);
 
 /* ------------------------------------------------------------------------------------------------ the six operations */
@@ -389,7 +390,8 @@ typedef struct popnorm_moments_args {
   size_t workspace_bytes;
 } popnorm_moments_args;
 
-#define POPNORM_MOMENTS_ARGS_INIT {sizeof(popnorm_moments_args), NULL, {NULL, NULL, NULL}, NULL, 0}
+#define POPNORM_MOMENTS_ARGS_INIT \
+  { sizeof(popnorm_moments_args), NULL, {NULL, NULL, NULL}, NULL, 0 }
 
 /* moments = those of x. INVALID: as popnorm_forward. */
 POPNORM_API popnorm_status popnorm_moments(const popnorm_plan* plan, const popnorm_moments_args* args, void* stream);
@@ -401,7 +403,10 @@ typedef struct popnorm_combine_args {
   popnorm_moment_arrays moments;      /* out; may be one of the parts */
 } popnorm_combine_args;
 
-#define POPNORM_COMBINE_ARGS_INIT {sizeof(popnorm_combine_args), NULL, 0, {NULL, NULL, NULL}}
+#define POPNORM_COMBINE_ARGS_INIT                               \
+  {                                                             \
+    sizeof(popnorm_combine_args), NULL, 0, { NULL, NULL, NULL } \
+  }
 
 /* moments = parts merged by Chan's formula along a balanced binary tree in the order given: ranks, micro-batches, shards.
  * Two parts merge to the same bits in either order. INVALID: null arrays, count < 0, negative weight or m2, overlap. */
@@ -432,10 +437,10 @@ typedef struct popnorm_finalize_args {
   size_t reserve_bytes;
 } popnorm_finalize_args;
 
-#define POPNORM_FINALIZE_ARGS_INIT                                                                               \
-  {                                                                                                              \
-    sizeof(popnorm_finalize_args), NULL, NULL, POPNORM_BATCH, {NULL, NULL, NULL}, NULL, NULL, NULL, 0,           \
-        POPNORM_BIASED, NULL, NULL, NULL, 0, POPNORM_FEED_EMA, 0.1, NULL, NULL, NULL, 0                          \
+#define POPNORM_FINALIZE_ARGS_INIT                                                                                     \
+  {                                                                                                                    \
+    sizeof(popnorm_finalize_args), NULL, NULL, POPNORM_BATCH, {NULL, NULL, NULL}, NULL, NULL, NULL, 0, POPNORM_BIASED, \
+        NULL, NULL, NULL, 0, POPNORM_FEED_EMA, 0.1, NULL, NULL, NULL, 0                                                \
   }
 
 /* Turns moments (or given statistics) into the reserve: per channel {hi, lo, invstd}, weight, and the scale and shift used.
@@ -452,7 +457,8 @@ typedef struct popnorm_normalize_args {
   size_t workspace_bytes;
 } popnorm_normalize_args;
 
-#define POPNORM_NORMALIZE_ARGS_INIT {sizeof(popnorm_normalize_args), NULL, NULL, NULL, 0, NULL, 0}
+#define POPNORM_NORMALIZE_ARGS_INIT \
+  { sizeof(popnorm_normalize_args), NULL, NULL, NULL, 0, NULL, 0 }
 
 /* y from x and the reserve. INVALID: as popnorm_forward and popnorm_backward. */
 POPNORM_API popnorm_status popnorm_normalize(const popnorm_plan* plan, const popnorm_normalize_args* args,
@@ -471,7 +477,7 @@ typedef struct popnorm_backward_reduce_args {
 } popnorm_backward_reduce_args;
 
 #define POPNORM_BACKWARD_REDUCE_ARGS_INIT \
-  {sizeof(popnorm_backward_reduce_args), NULL, NULL, NULL, 0, NULL, NULL, NULL, 0}
+  { sizeof(popnorm_backward_reduce_args), NULL, NULL, NULL, 0, NULL, NULL, NULL, 0 }
 
 /* The two sums of backward, which are also dshift and dscale of this batch; synchronized BN adds them over ranks.
  * INVALID: as popnorm_backward. */
@@ -485,14 +491,15 @@ typedef struct popnorm_backward_apply_args {
   void* dx; /* may be dy or x */
   const void* reserve;
   size_t reserve_bytes;
-  const double* sum_dy;      /* over everything that shared the statistics; ignored with given statistics, may then be null */
+  const double*
+      sum_dy; /* over everything that shared the statistics; ignored with given statistics, may then be null */
   const double* sum_dy_xhat; /* likewise */
   void* workspace;
   size_t workspace_bytes;
 } popnorm_backward_apply_args;
 
 #define POPNORM_BACKWARD_APPLY_ARGS_INIT \
-  {sizeof(popnorm_backward_apply_args), NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, 0}
+  { sizeof(popnorm_backward_apply_args), NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, 0 }
 
 /* dx from x, dy, the sums and the reserve (whose weight divides the sums). INVALID: as popnorm_backward. */
 POPNORM_API popnorm_status popnorm_backward_apply(const popnorm_plan* plan, const popnorm_backward_apply_args* args,

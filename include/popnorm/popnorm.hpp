@@ -7,7 +7,8 @@
 //   args.x = x; args.y = y;
 //   plan.forward(args);
 //
-// Shapes, aliasing rules and errors are those of popnorm.h; every status but POPNORM_SUCCESS is thrown as popnorm::error.
+// Shapes, aliasing rules and errors are those of popnorm.h; every status but POPNORM_SUCCESS is thrown as
+// popnorm::error.
 #ifndef POPNORM_POPNORM_HPP
 #define POPNORM_POPNORM_HPP
 
@@ -42,7 +43,7 @@ class buffer {
  public:
   buffer() noexcept : data_(nullptr, release{alignof(std::max_align_t)}) {}
   buffer(std::size_t bytes, std::size_t alignment)
-      : data_(::operator new(bytes, std::align_val_t{alignment}), release{alignment}), bytes_(bytes) {}
+      : data_(::operator new (bytes, std::align_val_t{alignment}), release{alignment}), bytes_(bytes) {}
   [[nodiscard]] void* data() noexcept { return data_.get(); }
   [[nodiscard]] const void* data() const noexcept { return data_.get(); }
   [[nodiscard]] std::size_t size() const noexcept { return bytes_; }
@@ -50,7 +51,7 @@ class buffer {
  private:
   struct release {
     std::size_t alignment;
-    void operator()(void* data) const noexcept { ::operator delete(data, std::align_val_t{alignment}); }
+    void operator()(void* data) const noexcept { ::operator delete (data, std::align_val_t{alignment}); }
   };
   std::unique_ptr<void, release> data_;
   std::size_t bytes_ = 0;

@@ -1,4 +1,5 @@
-// dx = a*((dy - k1) - ((x - hi)*invstd)*k2). Never with invstd*invstd, which leaves the range of f32 long before dx does.
+// dx = a*((dy - k1) - ((x - hi)*invstd)*k2). Never with invstd*invstd, which leaves the range of f32 long before dx
+// does.
 template <class T>
 struct BackwardApplyOp {
   using Type = T;

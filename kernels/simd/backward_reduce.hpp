@@ -28,8 +28,8 @@ template <class T>
 void backward_reduce_rows(const BackwardReduceArgs& args) {
   for (std::int64_t c = 0; c < args.block.channels; ++c) {
     const BackwardRowsLeaf<T> leaf{static_cast<const T*>(args.x.first) + c * args.x.row,
-                                   static_cast<const T*>(args.dy.first) + c * args.dy.row, args.x.sample, args.dy.sample,
-                                   Batch<T>(static_cast<const T*>(args.hi)[c])};
+                                   static_cast<const T*>(args.dy.first) + c * args.dy.row, args.x.sample,
+                                   args.dy.sample, Batch<T>(static_cast<const T*>(args.hi)[c])};
     reduce_rows(leaf, args.block, args.sum_dy[c], args.sum_dy_d[c]);
   }
 }
@@ -56,7 +56,8 @@ struct BackwardColumnsLeaf {
     p = load(row.dy + c);
     q = p * (load(row.x + c) - mean);
   }
-  POPNORM_INLINE void partial(const Row& row, const Value& mean, std::int64_t c, std::int64_t n, Value& p, Value& q) const {
+  POPNORM_INLINE void partial(const Row& row, const Value& mean, std::int64_t c, std::int64_t n, Value& p,
+                              Value& q) const {
     p = load_partial(row.dy + c, n, Batch<T>(T(0)));
     q = p * (load_partial(row.x + c, n, mean) - mean);
   }

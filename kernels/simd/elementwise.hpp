@@ -1,5 +1,5 @@
-// y and dx: one output element from the same element of each input and the rows of its channel. An Op gives the number of
-// inputs and of rows, and eval(). Elementwise results do not depend on vector width or order: blocking is free here.
+// y and dx: one output element from the same element of each input and the rows of its channel. An Op gives the number
+// of inputs and of rows, and eval(). Elementwise results do not depend on vector width or order: blocking is free here.
 
 inline constexpr std::int64_t kLine = 64;
 
@@ -23,14 +23,16 @@ POPNORM_INLINE void store(T* to, const Batch<T>& v) {
 }
 
 // Consecutive rows of one sample that lie end to end: `channels` rows of `length` elements, walked as one array so that
-// all but the first and last store are whole cache lines; the vector across a border takes its coefficients from both rows.
+// all but the first and last store are whole cache lines; the vector across a border takes its coefficients from both
+// rows.
 template <class Op>
 class FlatRows {
  public:
   using T = typename Op::Type;
   static constexpr std::int64_t W = kWidth<T>;
 
-  FlatRows(const Pointers<Op>& at, const T* const* rows, std::int64_t channels, std::int64_t length, std::int64_t prefetch)
+  FlatRows(const Pointers<Op>& at, const T* const* rows, std::int64_t channels, std::int64_t length,
+           std::int64_t prefetch)
       : at_(at), rows_(rows), length_(length), total_(channels * length), prefetch_(prefetch) {}
 
   template <bool streaming>
@@ -191,8 +193,9 @@ template <class Op>
 void elementwise_columns(const ElementwiseArgs<Op>& args) {
   const auto aligned = [](std::int64_t bytes) { return bytes % kLine == 0; };
   constexpr auto size = static_cast<std::int64_t>(sizeof(typename Op::Type));
-  const bool whole_lines = aligned(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(args.out.first) % kLine)) &&
-                           aligned(args.out.sample * size) && aligned(args.out.row * size);
+  const bool whole_lines =
+      aligned(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(args.out.first) % kLine)) &&
+      aligned(args.out.sample * size) && aligned(args.out.row * size);
   if (args.stream && whole_lines) {
     elementwise_columns_with<true>(args);
     _mm_sfence();

@@ -1,5 +1,5 @@
-// The thin layer over xsimd: what batches of one tier need and xsimd 8.1 lacks or names differently across versions. Partial
-// loads and stores never touch memory beyond their elements.
+// The thin layer over xsimd: what batches of one tier need and xsimd 8.1 lacks or names differently across versions.
+// Partial loads and stores never touch memory beyond their elements.
 //
 // Included by cpu/isa.cpp inside an anonymous namespace (every tier has its own copy; none is visible to the linker).
 template <class T>
@@ -26,7 +26,9 @@ POPNORM_INLINE Batch<double> load_widened(const double* from) { return load(from
 
 #if defined(POPNORM_TIER_AVX512)
 
-POPNORM_INLINE Batch<double> load_widened(const float* from) { return Batch<double>(_mm512_cvtps_pd(_mm256_loadu_ps(from))); }
+POPNORM_INLINE Batch<double> load_widened(const float* from) {
+  return Batch<double>(_mm512_cvtps_pd(_mm256_loadu_ps(from)));
+}
 POPNORM_INLINE __mmask16 mask_of(const float*, std::int64_t n) { return static_cast<__mmask16>((1U << n) - 1U); }
 POPNORM_INLINE __mmask8 mask_of(const double*, std::int64_t n) { return static_cast<__mmask8>((1U << n) - 1U); }
 // The first n < width elements; `fill` elsewhere.
@@ -39,8 +41,12 @@ POPNORM_INLINE Batch<double> load_partial(const double* from, std::int64_t n, Ba
 POPNORM_INLINE Batch<double> load_widened_partial(const float* from, std::int64_t n) {
   return Batch<double>(_mm512_cvtps_pd(_mm256_maskz_loadu_ps(static_cast<__mmask8>((1U << n) - 1U), from)));
 }
-POPNORM_INLINE void store_partial(float* to, std::int64_t n, Batch<float> v) { _mm512_mask_storeu_ps(to, mask_of(to, n), v); }
-POPNORM_INLINE void store_partial(double* to, std::int64_t n, Batch<double> v) { _mm512_mask_storeu_pd(to, mask_of(to, n), v); }
+POPNORM_INLINE void store_partial(float* to, std::int64_t n, Batch<float> v) {
+  _mm512_mask_storeu_ps(to, mask_of(to, n), v);
+}
+POPNORM_INLINE void store_partial(double* to, std::int64_t n, Batch<double> v) {
+  _mm512_mask_storeu_pd(to, mask_of(to, n), v);
+}
 // Lanes [0, k) of p, the rest of q.
 POPNORM_INLINE Batch<float> splice(std::int64_t k, Batch<float> p, Batch<float> q) {
   return Batch<float>(_mm512_mask_mov_ps(q, static_cast<__mmask16>((1U << k) - 1U), p));
@@ -67,7 +73,9 @@ POPNORM_INLINE __m256d halve(Batch<double> v) {
 
 #elif defined(POPNORM_TIER_AVX2)
 
-POPNORM_INLINE Batch<double> load_widened(const float* from) { return Batch<double>(_mm256_cvtps_pd(_mm_loadu_ps(from))); }
+POPNORM_INLINE Batch<double> load_widened(const float* from) {
+  return Batch<double>(_mm256_cvtps_pd(_mm_loadu_ps(from)));
+}
 POPNORM_INLINE __m256i mask_of(const float*, std::int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -90,8 +98,12 @@ POPNORM_INLINE Batch<double> load_widened_partial(const float* from, std::int64_
   const __m256i mask = mask_of(from, n);
   return Batch<double>(_mm256_cvtps_pd(_mm_maskload_ps(from, _mm256_castsi256_si128(mask))));
 }
-POPNORM_INLINE void store_partial(float* to, std::int64_t n, Batch<float> v) { _mm256_maskstore_ps(to, mask_of(to, n), v); }
-POPNORM_INLINE void store_partial(double* to, std::int64_t n, Batch<double> v) { _mm256_maskstore_pd(to, mask_of(to, n), v); }
+POPNORM_INLINE void store_partial(float* to, std::int64_t n, Batch<float> v) {
+  _mm256_maskstore_ps(to, mask_of(to, n), v);
+}
+POPNORM_INLINE void store_partial(double* to, std::int64_t n, Batch<double> v) {
+  _mm256_maskstore_pd(to, mask_of(to, n), v);
+}
 POPNORM_INLINE void stream(float* to, Batch<float> v) { _mm256_stream_ps(to, v); }
 POPNORM_INLINE void stream(double* to, Batch<double> v) { _mm256_stream_pd(to, v); }
 POPNORM_INLINE void accumulate(Batch<double>* sum, Batch<float> v) {
@@ -159,7 +171,9 @@ POPNORM_INLINE float fold_quad(__m128 r) {
 }
 POPNORM_INLINE double fold_pair(__m128d r) { return _mm_cvtsd_f64(_mm_add_sd(r, _mm_unpackhi_pd(r, r))); }
 #if defined(POPNORM_TIER_AVX512) || defined(POPNORM_TIER_AVX2)
-POPNORM_INLINE float fold_quad(__m256 r) { return fold_quad(_mm_add_ps(_mm256_castps256_ps128(r), _mm256_extractf128_ps(r, 1))); }
+POPNORM_INLINE float fold_quad(__m256 r) {
+  return fold_quad(_mm_add_ps(_mm256_castps256_ps128(r), _mm256_extractf128_ps(r, 1)));
+}
 POPNORM_INLINE double fold_pair(__m256d r) {
   return fold_pair(_mm_add_pd(_mm256_castpd256_pd128(r), _mm256_extractf128_pd(r, 1)));
 }
@@ -182,7 +196,8 @@ POPNORM_INLINE T fold_lanes(const Batch<T>* lanes) {
     return fold_pair(half);
 }
 
-// body(0) ... body(n-1) with compile-time indices: arrays of batches then live in registers, which a loop does not ensure.
+// body(0) ... body(n-1) with compile-time indices: arrays of batches then live in registers, which a loop does not
+// ensure.
 template <std::int64_t n, class Body>
 POPNORM_INLINE void unroll(const Body& body) {
   if constexpr (n > 0) {
@@ -203,8 +218,8 @@ POPNORM_INLINE Terms<V> operator+(const Terms<V>& a, const Terms<V>& b) {
   return {a.p + b.p, a.q + b.q};
 }
 
-// Adds m terms to f64 accumulators: pairwise in the terms' own type, four at a time, (0+1)+(2+3). Two roundings before the sum is
-// f64, instead of m-1, and no chain of dependent additions. term(v) gives the v-th.
+// Adds m terms to f64 accumulators: pairwise in the terms' own type, four at a time, (0+1)+(2+3). Two roundings before
+// the sum is f64, instead of m-1, and no chain of dependent additions. term(v) gives the v-th.
 template <std::int64_t m, std::int64_t first = 0, class Term>
 POPNORM_INLINE void accumulate_terms(Batch<double>* sum_p, Batch<double>* sum_q, const Term& term) {
   const auto at = [&](std::int64_t v) __attribute__((always_inline)) { return term(first + v); };
@@ -218,7 +233,8 @@ POPNORM_INLINE void accumulate_terms(Batch<double>* sum_p, Batch<double>* sum_q,
       return (at(0) + at(1)) + at(2);
     else
       return (at(0) + at(1)) + (at(2) + at(3));
-  }();
+  }
+  ();
   accumulate(sum_p, sum.p);
   accumulate(sum_q, sum.q);
   if constexpr (rest > 4) accumulate_terms<m, first + 4>(sum_p, sum_q, term);

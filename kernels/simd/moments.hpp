@@ -1,9 +1,9 @@
 // Moments of a block: sums of d = x - pivot and d*d, from which mean = pivot + S1/n and m2 = S2 - S1*S1/n.
 
-// Rows form. The pivot is the mean of 8 vectors spread evenly over the block: 1/11 of a standard deviation off on random
-// data, and exact on constant data because it sums a power of two of equal values. Where it is not near the mean of the block
-// all the same (S1*S1/n > S2/8), or d*d overflows or underflows, the block is done again in f64; so m2 >= 7/8 S2 > 0 here, and
-// the variance of any number of merged blocks is within 8u (docs/numerics.md).
+// Rows form. The pivot is the mean of 8 vectors spread evenly over the block: 1/11 of a standard deviation off on
+// random data, and exact on constant data because it sums a power of two of equal values. Where it is not near the mean
+// of the block all the same (S1*S1/n > S2/8), or d*d overflows or underflows, the block is done again in f64; so m2 >=
+// 7/8 S2 > 0 here, and the variance of any number of merged blocks is within 8u (docs/numerics.md).
 inline constexpr double kPivotGuard = 0.125;
 
 template <class T>
@@ -60,8 +60,9 @@ struct MomentsRowsLeaf {
   }
 };
 
-// One channel by passes in f64, 16 lanes: the mean around the first element (exact on constant data), the mean again around that
-// (the first element may be an outlier that swallows the others' digits), m2. Finite for |x| <= 1e150. `step` separates positions.
+// One channel by passes in f64, 16 lanes: the mean around the first element (exact on constant data), the mean again
+// around that (the first element may be an outlier that swallows the others' digits), m2. Finite for |x| <= 1e150.
+// `step` separates positions.
 template <class T>
 [[gnu::noinline]] void moments_f64(const Block& block, const T* x, std::int64_t sample, std::int64_t step, double& mean,
                                    double& m2) {
@@ -73,7 +74,8 @@ template <class T>
       std::int64_t i = 0;
       for (; i + kLanes <= block.positions; i += kLanes)
         for (std::int64_t l = 0; l < kLanes; ++l) lane[l] += term(static_cast<double>(row[(i + l) * step]) - origin);
-      for (std::int64_t l = 0; i + l < block.positions; ++l) lane[l] += term(static_cast<double>(row[(i + l) * step]) - origin);
+      for (std::int64_t l = 0; i + l < block.positions; ++l)
+        lane[l] += term(static_cast<double>(row[(i + l) * step]) - origin);
     }
     for (std::int64_t width = kLanes / 2; width > 0; width /= 2)
       for (std::int64_t l = 0; l < width; ++l) lane[l] += lane[l + width];
@@ -107,9 +109,9 @@ void moments_rows(const MomentsArgs& args) {
   }
 }
 
-// Columns form: f64 throughout, since memory leaves time for it. The pivot is the block's first position; a channel in which that is an
-// outlier, S1*S1/n > 15/16 S2, is done again. So the error stays below 16 (n/4 + 6) 2^-53 of m2, 2^-40 for blocks of 2048, and
-// m2 >= S2/16 >= 0, exactly zero on constant data.
+// Columns form: f64 throughout, since memory leaves time for it. The pivot is the block's first position; a channel in
+// which that is an outlier, S1*S1/n > 15/16 S2, is done again. So the error stays below 16 (n/4 + 6) 2^-53 of m2, 2^-40
+// for blocks of 2048, and m2 >= S2/16 >= 0, exactly zero on constant data.
 inline constexpr double kOutlierGuard = 0.9375;
 
 template <class T>
@@ -122,7 +124,9 @@ struct MomentsColumnsLeaf {
   std::int64_t position;
   POPNORM_INLINE Row row(std::int64_t k, std::int64_t s) const { return x + k * sample + s * position; }
   POPNORM_INLINE Value columns(std::int64_t c) const { return load_widened(pivot + c); }
-  POPNORM_INLINE Value columns_partial(std::int64_t c, std::int64_t n) const { return load_widened_partial(pivot + c, n); }
+  POPNORM_INLINE Value columns_partial(std::int64_t c, std::int64_t n) const {
+    return load_widened_partial(pivot + c, n);
+  }
   POPNORM_INLINE void terms(Row row, const Value& k, std::int64_t c, Value& p, Value& q) const {
     p = load_widened(row + c) - k;
     q = p * p;

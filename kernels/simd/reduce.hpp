@@ -1,10 +1,12 @@
 // Two sums per channel over a block, in the canonical order that every tier shares:
-//   vectors are taken in blocks of 8; four at a time they are summed pairwise in the leaf's type and added to f64 accumulators.
-// Rows form: a vector is 16 consecutive positions of a row (the last one may be partial); a block is 8 vectors of one row, or
-// as many whole rows as have at most 8. Columns form: a vector is a position's channels; a block is 8 successive positions.
+//   vectors are taken in blocks of 8; four at a time they are summed pairwise in the leaf's type and added to f64
+//   accumulators.
+// Rows form: a vector is 16 consecutive positions of a row (the last one may be partial); a block is 8 vectors of one
+// row, or as many whole rows as have at most 8. Columns form: a vector is a position's channels; a block is 8
+// successive positions.
 //
-// A Leaf gives the two terms of a vector:  Row row(k);  terms(row, i, p, q);  partial(row, i, n, p, q)  with zeros for the
-// lanes n and beyond.
+// A Leaf gives the two terms of a vector:  Row row(k);  terms(row, i, p, q);  partial(row, i, n, p, q)  with zeros for
+// the lanes n and beyond.
 
 inline constexpr std::int64_t kBlock = 8;
 
@@ -15,7 +17,8 @@ struct LaneSums {
   Batch<double> second[kSpan<double>];
 };
 
-// `rows` rows of `vectors` vectors each, starting at position i; `tail` > 0: the last vector of each row has that many lanes.
+// `rows` rows of `vectors` vectors each, starting at position i; `tail` > 0: the last vector of each row has that many
+// lanes.
 template <std::int64_t vectors, std::int64_t rows, class Leaf>
 POPNORM_INLINE void reduce_vectors(const Leaf& leaf, const typename Leaf::Row* row, std::int64_t i, std::int64_t tail,
                                    LaneSums& sums) {
@@ -63,15 +66,32 @@ POPNORM_INLINE void reduce_long_rows(const Leaf& leaf, const Block& block, LaneS
     for (std::int64_t v = 0; v < whole; v += kBlock) reduce_vectors<kBlock, 1>(leaf, &row, v * kLanes, 0, sums);
     const std::int64_t i = whole * kLanes;
     switch (full - whole + (tail > 0)) {
-      case 1: reduce_vectors<1, 1>(leaf, &row, i, tail, sums); break;
-      case 2: reduce_vectors<2, 1>(leaf, &row, i, tail, sums); break;
-      case 3: reduce_vectors<3, 1>(leaf, &row, i, tail, sums); break;
-      case 4: reduce_vectors<4, 1>(leaf, &row, i, tail, sums); break;
-      case 5: reduce_vectors<5, 1>(leaf, &row, i, tail, sums); break;
-      case 6: reduce_vectors<6, 1>(leaf, &row, i, tail, sums); break;
-      case 7: reduce_vectors<7, 1>(leaf, &row, i, tail, sums); break;
-      case 8: reduce_vectors<8, 1>(leaf, &row, i, tail, sums); break;
-      default: break;
+      case 1:
+        reduce_vectors<1, 1>(leaf, &row, i, tail, sums);
+        break;
+      case 2:
+        reduce_vectors<2, 1>(leaf, &row, i, tail, sums);
+        break;
+      case 3:
+        reduce_vectors<3, 1>(leaf, &row, i, tail, sums);
+        break;
+      case 4:
+        reduce_vectors<4, 1>(leaf, &row, i, tail, sums);
+        break;
+      case 5:
+        reduce_vectors<5, 1>(leaf, &row, i, tail, sums);
+        break;
+      case 6:
+        reduce_vectors<6, 1>(leaf, &row, i, tail, sums);
+        break;
+      case 7:
+        reduce_vectors<7, 1>(leaf, &row, i, tail, sums);
+        break;
+      case 8:
+        reduce_vectors<8, 1>(leaf, &row, i, tail, sums);
+        break;
+      default:
+        break;
     }
   }
 }
@@ -83,11 +103,21 @@ POPNORM_INLINE void reduce_rows(const Leaf& leaf, const Block& block, double& fi
   for (std::int64_t i = 0; i < kSpan<double>; ++i) sums.first[i] = sums.second[i] = Batch<double>(0.0);
   const std::int64_t tail = block.positions % kLanes;
   switch ((block.positions + kLanes - 1) / kLanes) {
-    case 1: reduce_short_rows<1>(leaf, block, tail, sums); break;
-    case 2: reduce_short_rows<2>(leaf, block, tail, sums); break;
-    case 3: reduce_short_rows<3>(leaf, block, tail, sums); break;
-    case 4: reduce_short_rows<4>(leaf, block, tail, sums); break;
-    default: reduce_long_rows(leaf, block, sums); break;
+    case 1:
+      reduce_short_rows<1>(leaf, block, tail, sums);
+      break;
+    case 2:
+      reduce_short_rows<2>(leaf, block, tail, sums);
+      break;
+    case 3:
+      reduce_short_rows<3>(leaf, block, tail, sums);
+      break;
+    case 4:
+      reduce_short_rows<4>(leaf, block, tail, sums);
+      break;
+    default:
+      reduce_long_rows(leaf, block, sums);
+      break;
   }
   first = fold_lanes<double>(sums.first);
   second = fold_lanes<double>(sums.second);
@@ -117,8 +147,8 @@ POPNORM_INLINE void store_sums(const Batch<double>* sum, double* to, std::int64_
 
 // Adds `rows` positions of all channels to first[] and second[], columns form.
 template <std::int64_t rows, class Leaf>
-POPNORM_INLINE void reduce_positions(const Leaf& leaf, const typename Leaf::Row* row, std::int64_t channels, double* first,
-                                     double* second) {
+POPNORM_INLINE void reduce_positions(const Leaf& leaf, const typename Leaf::Row* row, std::int64_t channels,
+                                     double* first, double* second) {
   using Value = typename Leaf::Value;
   constexpr auto width = static_cast<std::int64_t>(Value::size);
   constexpr std::int64_t parts = width / kWidth<double>;
@@ -134,20 +164,22 @@ POPNORM_INLINE void reduce_positions(const Leaf& leaf, const typename Leaf::Row*
   std::int64_t c = 0;
   for (; c + width <= channels; c += width) {
     const auto columns = leaf.columns(c);
-    add(c, width, [&](std::int64_t r) __attribute__((always_inline)) {
-      Terms<Value> t;
-      leaf.terms(row[r], columns, c, t.p, t.q);
-      return t;
-    });
+    add(
+        c, width, [&](std::int64_t r) __attribute__((always_inline)) {
+          Terms<Value> t;
+          leaf.terms(row[r], columns, c, t.p, t.q);
+          return t;
+        });
   }
   if (c < channels) {
     const std::int64_t n = channels - c;
     const auto columns = leaf.columns_partial(c, n);
-    add(c, n, [&](std::int64_t r) __attribute__((always_inline)) {
-      Terms<Value> t;
-      leaf.partial(row[r], columns, c, n, t.p, t.q);
-      return t;
-    });
+    add(
+        c, n, [&](std::int64_t r) __attribute__((always_inline)) {
+          Terms<Value> t;
+          leaf.partial(row[r], columns, c, n, t.p, t.q);
+          return t;
+        });
   }
 }
 
@@ -167,13 +199,28 @@ POPNORM_INLINE void reduce_columns(const Leaf& leaf, const Block& block, double*
     }
   }
   switch (held) {
-    case 1: reduce_positions<1>(leaf, row, block.channels, first, second); break;
-    case 2: reduce_positions<2>(leaf, row, block.channels, first, second); break;
-    case 3: reduce_positions<3>(leaf, row, block.channels, first, second); break;
-    case 4: reduce_positions<4>(leaf, row, block.channels, first, second); break;
-    case 5: reduce_positions<5>(leaf, row, block.channels, first, second); break;
-    case 6: reduce_positions<6>(leaf, row, block.channels, first, second); break;
-    case 7: reduce_positions<7>(leaf, row, block.channels, first, second); break;
-    default: break;
+    case 1:
+      reduce_positions<1>(leaf, row, block.channels, first, second);
+      break;
+    case 2:
+      reduce_positions<2>(leaf, row, block.channels, first, second);
+      break;
+    case 3:
+      reduce_positions<3>(leaf, row, block.channels, first, second);
+      break;
+    case 4:
+      reduce_positions<4>(leaf, row, block.channels, first, second);
+      break;
+    case 5:
+      reduce_positions<5>(leaf, row, block.channels, first, second);
+      break;
+    case 6:
+      reduce_positions<6>(leaf, row, block.channels, first, second);
+      break;
+    case 7:
+      reduce_positions<7>(leaf, row, block.channels, first, second);
+      break;
+    default:
+      break;
   }
 }

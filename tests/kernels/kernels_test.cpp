@@ -1,5 +1,6 @@
-// Kernels through the table that dispatch uses: every tier that runs here, both forms, both storage types, blocks of every
-// awkward size, the samples of one group among those of another. Tiers must agree to the bit, and with the oracle in bounds.
+// Kernels through the table that dispatch uses: every tier that runs here, both forms, both storage types, blocks of
+// every awkward size, the samples of one group among those of another. Tiers must agree to the bit, and with the oracle
+// in bounds.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -44,7 +45,8 @@ void PrintTo(const Case& c, std::ostream* out) {
        << c.positions << " positions x " << c.channels << " channels";
 }
 
-// Packed tensors of one case. In memory there are twice the samples: the case's are at `index`, another group's in between.
+// Packed tensors of one case. In memory there are twice the samples: the case's are at `index`, another group's in
+// between.
 class KernelCase : public testing::TestWithParam<Case> {
  protected:
   KernelCase() : random_("kernels") {
@@ -96,17 +98,19 @@ class KernelCase : public testing::TestWithParam<Case> {
 TEST_P(KernelCase, Moments) {
   std::vector<std::vector<double>> results;
   for (const KernelTable* table : runnable_tables()) {
-    Array mean(POPNORM_F64, c_.channels, Placement::ends_at_guard), m2(POPNORM_F64, c_.channels, Placement::ends_at_guard);
+    Array mean(POPNORM_F64, c_.channels, Placement::ends_at_guard),
+        m2(POPNORM_F64, c_.channels, Placement::ends_at_guard);
     kernels(*table).moments({block(), view<const void*>(x_.data()), mean.doubles(), m2.doubles()});
     for (std::int64_t c = 0; c < c_.channels; ++c) {
       const auto exact = popnorm::reference::moments_of(channel(x_, c));
       const Real sigma = std::sqrt(exact.m2 / exact.weight);
-      // A leaf's own bounds (docs/numerics.md): 3u and 6u of sums around a pivot that is within the guard. Results are f64: on
-      // top comes their rounding, of n terms at most.
+      // A leaf's own bounds (docs/numerics.md): 3u and 6u of sums around a pivot that is within the guard. Results are
+      // f64: on top comes their rounding, of n terms at most.
       const Real slack = static_cast<Real>(exact.weight) * 0x1p-53L;
       EXPECT_LE(std::fabs(mean.get(c) - exact.mean), 3.3L * unit() * sigma + slack * (std::fabs(exact.mean) + sigma))
           << table->isa << " channel " << c;
-      EXPECT_LE(std::fabs(m2.get(c) - exact.m2), 6 * unit() * exact.m2 + slack * (exact.m2 + slack * exact.mean * exact.mean))
+      EXPECT_LE(std::fabs(m2.get(c) - exact.m2),
+                6 * unit() * exact.m2 + slack * (exact.m2 + slack * exact.mean * exact.mean))
           << table->isa << " channel " << c;
     }
     std::vector<double> result = mean.values();
@@ -119,7 +123,8 @@ TEST_P(KernelCase, Moments) {
 TEST_P(KernelCase, BackwardReduce) {
   std::vector<std::vector<double>> results;
   for (const KernelTable* table : runnable_tables()) {
-    Array sum(POPNORM_F64, c_.channels, Placement::ends_at_guard), dot(POPNORM_F64, c_.channels, Placement::ends_at_guard);
+    Array sum(POPNORM_F64, c_.channels, Placement::ends_at_guard),
+        dot(POPNORM_F64, c_.channels, Placement::ends_at_guard);
     kernels(*table).backward_reduce({block(), view<const void*>(x_.data()), view<const void*>(dy_.data()), hi_.data(),
                                      sum.doubles(), dot.doubles()});
     for (std::int64_t c = 0; c < c_.channels; ++c) {
@@ -178,8 +183,9 @@ void check_elementwise(const Case& c, const std::vector<std::int64_t>& index, st
 }
 
 template <class T>
-void check_normalize(const Case& c, const std::vector<std::int64_t>& index, std::int64_t all, const Array& x, const Array& hi,
-                     const Array& s, const Array& b, const Tensor<const void*>& view, const Block& block,
+void check_normalize(const Case& c, const std::vector<std::int64_t>& index, std::int64_t all, const Array& x,
+                     const Array& hi, const Array& s, const Array& b, const Tensor<const void*>& view,
+                     const Block& block,
                      const std::function<std::int64_t(std::int64_t, std::int64_t, std::int64_t)>& at) {
   check_elementwise<T>(
       c, index, all, at,
@@ -224,16 +230,20 @@ TEST_P(KernelCase, BackwardApplyIsTheScalarExpressionToTheBit) {
                         static_cast<T>(k2_.get(c)));
   };
   if (c_.storage == 0)
-    check_elementwise<float>(c_, index_, all_, where, run, [&](std::int64_t e, std::int64_t c) { return value(0.F, e, c); });
+    check_elementwise<float>(c_, index_, all_, where, run,
+                             [&](std::int64_t e, std::int64_t c) { return value(0.F, e, c); });
   else
-    check_elementwise<double>(c_, index_, all_, where, run, [&](std::int64_t e, std::int64_t c) { return value(0.0, e, c); });
+    check_elementwise<double>(c_, index_, all_, where, run,
+                              [&](std::int64_t e, std::int64_t c) { return value(0.0, e, c); });
 }
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  // Positions around every vector count of the rows form's switch; channels around every vector width of the columns form.
+  // Positions around every vector count of the rows form's switch; channels around every vector width of the columns
+  // form.
   for (int storage = 0; storage < kStorages; ++storage) {
-    for (const std::int64_t positions : {1, 5, 15, 16, 17, 31, 33, 48, 49, 64, 79, 81, 97, 113, 127, 128, 129, 143, 144, 200, 300, 1031})
+    for (const std::int64_t positions :
+         {1, 5, 15, 16, 17, 31, 33, 48, 49, 64, 79, 81, 97, 113, 127, 128, 129, 143, 144, 200, 300, 1031})
       all.push_back({0, storage, 5, positions, 3});
     for (const std::int64_t samples : {1, 2, 3, 7, 8, 9, 17}) all.push_back({0, storage, samples, 7, 2});
     for (const std::int64_t channels : {1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 24, 31, 33, 64})
@@ -259,7 +269,8 @@ TEST(KernelGroups, TwoInterleavedGroupsCombineToTheWhole) {
       std::vector<double> mean(channels), m2(channels);
       kernels.moments({{count, positions, channels, index}, view, mean.data(), m2.data()});
       std::vector<popnorm::Moments> result;
-      for (std::size_t c = 0; c < channels; ++c) result.push_back({static_cast<double>(count * positions), mean[c], m2[c]});
+      for (std::size_t c = 0; c < channels; ++c)
+        result.push_back({static_cast<double>(count * positions), mean[c], m2[c]});
       return result;
     };
     const auto whole = moments(samples, nullptr);
@@ -284,7 +295,8 @@ TEST(KernelRange, SquaresThatUnderflowKeepTheirVariance) {
   for (const KernelTable* table : runnable_tables()) {
     for (int form = 0; form < kForms; ++form) {
       double mean = 0, m2 = 0;
-      table->kernels[form][0].moments({{1, positions, 1, nullptr}, {x.data(), positions, form == 0 ? positions : 1}, &mean, &m2});
+      table->kernels[form][0].moments(
+          {{1, positions, 1, nullptr}, {x.data(), positions, form == 0 ? positions : 1}, &mean, &m2});
       EXPECT_LE(std::fabs(m2 - exact.m2), 8 * 0x1p-24L * exact.m2) << table->isa << " form " << form;
     }
   }

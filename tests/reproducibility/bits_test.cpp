@@ -1,5 +1,5 @@
-// The same bits for any number of threads, order of tasks, executor, schedule, kind of stores and tier; and, against a golden
-// file, for any compiler.
+// The same bits for any number of threads, order of tasks, executor, schedule, kind of stores and tier; and, against a
+// golden file, for any compiler.
 #include <gtest/gtest.h>
 #include <tbb/global_control.h>
 #include <tbb/task_arena.h>
@@ -31,12 +31,14 @@ Outcome run(const Layer& layer, const Route& route) {
 }
 
 std::vector<const std::vector<double>*> parts(const Outcome& o) {
-  return {&o.batch.y,     &o.batch.saved_mean, &o.batch.saved_invstd, &o.batch.mean,    &o.batch.m2,      &o.through.dx,
-          &o.through.dscale, &o.through.dshift,   &o.given.y,            &o.frozen.dx, &o.frozen.dscale, &o.frozen.dshift};
+  return {&o.batch.y,  &o.batch.saved_mean, &o.batch.saved_invstd, &o.batch.mean,
+          &o.batch.m2, &o.through.dx,       &o.through.dscale,     &o.through.dshift,
+          &o.given.y,  &o.frozen.dx,        &o.frozen.dscale,      &o.frozen.dshift};
 }
 
 void expect_same(const Outcome& a, const Outcome& b) {
-  for (std::size_t i = 0; i < parts(a).size(); ++i) EXPECT_TRUE(same_bits(*parts(a)[i], *parts(b)[i])) << "output " << i;
+  for (std::size_t i = 0; i < parts(a).size(); ++i)
+    EXPECT_TRUE(same_bits(*parts(a)[i], *parts(b)[i])) << "output " << i;
 }
 
 // Every shape has at least three tiles per channel and enough data to be run in parallel.
@@ -65,8 +67,10 @@ std::vector<Configuration> shapes() {
 
 class Bits : public testing::TestWithParam<Configuration> {
  protected:
-  Bits() : random_("bits"), layer_(GetParam(), random_), reference_(run(layer_, {"baseline", POPNORM_PHASES,
-                                                                                POPNORM_STORES_ORDINARY, nullptr})) {}
+  Bits()
+      : random_("bits"),
+        layer_(GetParam(), random_),
+        reference_(run(layer_, {"baseline", POPNORM_PHASES, POPNORM_STORES_ORDINARY, nullptr})) {}
   Random random_;
   Layer layer_;
   Outcome reference_;
@@ -107,7 +111,8 @@ TEST_P(Bits, OneTbbWithSixteenThreads) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Bits, testing::ValuesIn(shapes()));
 
-// ------------------------------------------------------------------------------------------------------------ golden bits
+// ------------------------------------------------------------------------------------------------------------ golden
+// bits
 
 std::uint64_t hash(const Outcome& o) {
   std::uint64_t h = 14695981039346656037U;  // FNV-1a
@@ -125,7 +130,8 @@ Content dyadic(double offset) {
   return [offset](Random& random, std::int64_t channel, std::int64_t count) {
     std::vector<double> values;
     for (std::int64_t i = 0; i < count; ++i)
-      values.push_back(offset * static_cast<double>(channel + 1) + static_cast<double>(random.below(1 << 16)) * 0x1p-14);
+      values.push_back(offset * static_cast<double>(channel + 1) +
+                       static_cast<double>(random.below(1 << 16)) * 0x1p-14);
     return values;
   };
 }
@@ -150,9 +156,9 @@ TEST(GoldenBits, AreThoseOfTheNumericsVersion) {
     found << name.str() << " " << value.str() << "\n";
     same = same && golden[name.str()] == value.str();
   }
-  EXPECT_TRUE(same) << "If bits were meant to change, raise popnorm_numerics_version() and write to " POPNORM_GOLDEN_BITS
-                       ":\n"
-                    << found.str();
+  EXPECT_TRUE(same)
+      << "If bits were meant to change, raise popnorm_numerics_version() and write to " POPNORM_GOLDEN_BITS ":\n"
+      << found.str();
 }
 
 }  // namespace

@@ -56,8 +56,10 @@ TEST(Blocking, AForcedScheduleIsTaken) {
 TEST(Blocking, StreamsOnceInputAndOutputExceedTheLastLevelCache) {
   EXPECT_FALSE(choose(problem(Form::rows, 50, 64, 196), 2, kInference).stream);
   EXPECT_TRUE(choose(problem(Form::rows, 50, 256, 3136), 2, kInference).stream);
-  EXPECT_FALSE(choose(problem(Form::rows, 50, 256, 3136), 2, kInference, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_ORDINARY).stream);
-  EXPECT_TRUE(choose(problem(Form::rows, 1, 1, 1), 2, kInference, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_STREAMING).stream);
+  EXPECT_FALSE(
+      choose(problem(Form::rows, 50, 256, 3136), 2, kInference, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_ORDINARY).stream);
+  EXPECT_TRUE(
+      choose(problem(Form::rows, 1, 1, 1), 2, kInference, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_STREAMING).stream);
 }
 
 TEST(Blocking, CutsAreWithinTheProblemForAnyShape) {

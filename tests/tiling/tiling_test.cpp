@@ -23,8 +23,9 @@ struct Shape {
 };
 
 std::vector<Shape> shapes() {
-  std::vector<Shape> all = {{1, 1, 1}, {1, 1, kTileLength}, {1, 1, kTileLength + 1}, {50, 64, 49}, {50, 64, 12544},
-                            {7, 3, kTileLength / 2}, {7, 3, kTileLength / 2 + 1}, {100000, 2, 1}, {3, 5, 100003}};
+  std::vector<Shape> all = {{1, 1, 1},       {1, 1, kTileLength},     {1, 1, kTileLength + 1},     {50, 64, 49},
+                            {50, 64, 12544}, {7, 3, kTileLength / 2}, {7, 3, kTileLength / 2 + 1}, {100000, 2, 1},
+                            {3, 5, 100003}};
   Random random("tiling shapes");
   for (int i = 0; i < 200; ++i)
     all.push_back({1 + random.below(300), 1 + random.below(100), 1 + random.below(random.coin() ? 50 : 20000)});
