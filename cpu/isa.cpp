@@ -28,14 +28,15 @@ namespace {
 
 using Arch = POPNORM_ISA_ARCH;
 
-// clang-format off: each layer builds on those before
-#include "kernels/simd/backward_apply.hpp"
+// Each layer builds on those before.
+// clang-format off
+#include "kernels/simd/lanes.hpp"
+#include "kernels/simd/reduce.hpp"
+#include "kernels/simd/moments.hpp"
 #include "kernels/simd/backward_reduce.hpp"
 #include "kernels/simd/elementwise.hpp"
-#include "kernels/simd/lanes.hpp"
-#include "kernels/simd/moments.hpp"
 #include "kernels/simd/normalize.hpp"
-#include "kernels/simd/reduce.hpp"
+#include "kernels/simd/backward_apply.hpp"
 // clang-format on
 
 template <class T>

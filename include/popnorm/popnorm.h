@@ -25,7 +25,8 @@
  *            another output; overlap is found and refused (POPNORM_INVALID).
  *
  * Errors.    Every entry returns a status. On anything but POPNORM_SUCCESS (and POPNORM_INTERNAL, when an executor left
- *            tasks undone) nothing was written to the caller's buffers, and popnorm_last_error() says which subject had which value, the rule it broke, and the remedy.
+ *            tasks undone) nothing was written to the caller's buffers, and popnorm_last_error() says which subject had
+ *            which value, the rule it broke, and the remedy.
  *            POPNORM_INVALID: the call can never be right. POPNORM_UNSUPPORTED: a sensible call that this version,
  *            build or machine does not serve.
  *
