@@ -13,9 +13,13 @@
 
 namespace popnorm {
 
-// Positions per tile and channel. Leaves sum in f32 only over 8 vectors at a time (kernels/README.md), so that accuracy
-// does not limit L; measured: shorter tiles pay for pivots and folds, longer ones leave L1 and starve small batches.
-inline constexpr std::int64_t kTileLength = 2048;
+// L, the positions of a tile per channel. Leaves sum in f32 only over four vectors at a time (kernels/README.md), so that
+// accuracy does not limit it. Measured: rows like 16 KiB, enough to prefetch one tile ahead of another; columns, whose tile
+// holds all channels, like many tiles to share out.
+inline constexpr std::int64_t kRowsTile = 4096;
+inline constexpr std::int64_t kColumnsTile = 512;
+
+constexpr std::int64_t tile_length(Form form) { return form == Form::rows ? kRowsTile : kColumnsTile; }
 
 // Slots stay below about 3 MiB at 16 bytes per channel: L grows with the problem beyond that.
 inline constexpr std::int64_t kSlotBudget = (std::int64_t{3} << 20) / 16;
@@ -32,8 +36,10 @@ struct Tile {
 class Tiling {
  public:
   Tiling() = default;
-  // `run` > 0 restarts the cut every `run` samples: groups of contiguous(run) then never share a tile.
-  Tiling(std::int64_t n, std::int64_t c, std::int64_t s, std::int64_t run = 0) : n_(n), s_(s) {
+  // Tiles of about `length` positions. `run` > 0 restarts the cut every `run` samples: groups of contiguous(run) then never
+  // share a tile.
+  Tiling(std::int64_t n, std::int64_t c, std::int64_t s, std::int64_t length, std::int64_t run = 0)
+      : n_(n), s_(s), length_(length) {
     if (n == 0 || s == 0) return;
     const double budget = static_cast<double>(kSlotBudget) / static_cast<double>(c);
     const double grown = static_cast<double>(n) * static_cast<double>(s) / std::max(budget, 1.0);
@@ -43,10 +49,10 @@ class Tiling {
       runs_ = (s + length_ - 1) / length_;
       tiles_ = n * runs_;
     } else {
-      samples_ = std::min(std::max<std::int64_t>(length_ / s, 1), run_);
-      tiles_per_run_ = (run_ + samples_ - 1) / samples_;
-      const std::int64_t rest = n % run_;
-      tiles_ = n / run_ * tiles_per_run_ + (rest + samples_ - 1) / samples_;
+      const std::int64_t samples = std::max<std::int64_t>(length_ / s, 1);
+      tiles_per_run_ = (run_ + samples - 1) / samples;
+      tiles_of_rest_ = (n % run_ + samples - 1) / samples;
+      tiles_ = n / run_ * tiles_per_run_ + tiles_of_rest_;
     }
   }
 
@@ -65,24 +71,28 @@ class Tiling {
       return {n, n + 1, cut(i), cut(i + 1)};
     }
     const std::int64_t first = t / tiles_per_run_ * run_;
-    const std::int64_t n0 = first + t % tiles_per_run_ * samples_;
-    return {n0, std::min({n0 + samples_, first + run_, n_}), 0, s_};
+    const std::int64_t i = t % tiles_per_run_;
+    const std::int64_t samples = std::min(run_, n_ - first);
+    const std::int64_t tiles = samples == run_ ? tiles_per_run_ : tiles_of_rest_;
+    return {first + part(samples, tiles, i), first + part(samples, tiles, i + 1), 0, s_};
   }
 
  private:
-  // Runs of a sample are equal up to kLanes positions, and start at virtual lane 0.
-  std::int64_t cut(std::int64_t i) const {
-    const std::int64_t units = (s_ + kLanes - 1) / kLanes;
-    return std::min(s_, (units / runs_ * i + std::min(i, units % runs_)) * kLanes);
+  // Where part i begins when `total` things are cut into `parts` that are equal up to one.
+  static std::int64_t part(std::int64_t total, std::int64_t parts, std::int64_t i) {
+    return total / parts * i + std::min(i, total % parts);
   }
 
+  // Runs of a sample are equal up to kLanes positions, and start at virtual lane 0.
+  std::int64_t cut(std::int64_t i) const { return std::min(s_, part((s_ + kLanes - 1) / kLanes, runs_, i) * kLanes); }
+
   std::int64_t n_ = 0, s_ = 0;
-  std::int64_t length_ = kTileLength;
+  std::int64_t length_ = 0;
   std::int64_t tiles_ = 0;
-  std::int64_t runs_ = 0;     // tiles per sample where one sample exceeds a tile, else 0
-  std::int64_t samples_ = 1;  // samples per tile otherwise
-  std::int64_t run_ = 1;      // samples after which the cut restarts
+  std::int64_t runs_ = 0;  // tiles per sample where one sample exceeds a tile, else 0
+  std::int64_t run_ = 1;   // samples after which the cut restarts
   std::int64_t tiles_per_run_ = 1;
+  std::int64_t tiles_of_rest_ = 0;
 };
 
 // Slots of a tiling whose samples belong to groups: slot indices are prefix sums over (tile, group present), groups of

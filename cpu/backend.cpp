@@ -77,7 +77,7 @@ popnorm_status with_arithmetic_type(const Plan& plan, Body&& body) {
 
 popnorm_status run(const char* operation, const Plan& plan, const Stages& stages, const Executor& executor,
                    const Blocking& blocking) {
-  return run_stages(operation, stages, blocking, plan.tiling.tiles(), plan.problem.c, executor);
+  return run_stages(operation, stages, blocking, plan.tiling, plan.problem.c, executor);
 }
 
 struct Placement {
@@ -95,13 +95,23 @@ Placement place(const Plan& plan, const Work& work) {
 // ----------------------------------------------------------------------------------------------------------------
 // memory
 
-// The part of a tensor that a tile and a channel range cover.
-template <class T, class Pointer>
-Tensor<Pointer> part(const Problem& p, Pointer tensor, const Strides& strides, const Tile& tile, Channels c) {
-  using Element = std::conditional_t<std::is_same_v<Pointer, const void*>, const T*, T*>;
-  const std::int64_t in_sample =
-      p.form == Form::rows ? c.begin * strides.row + tile.s0 : tile.s0 * strides.row + c.begin;
-  return {static_cast<Element>(tensor) + tile.n0 * strides.sample + in_sample, strides.sample, strides.row};
+// Where a box of a tensor begins, from channel c on.
+std::int64_t offset_of(const Problem& p, const Strides& strides, const Tile& box, std::int64_t c) {
+  const std::int64_t in_sample = p.form == Form::rows ? c * strides.row + box.s0 : box.s0 * strides.row + c;
+  return box.n0 * strides.sample + in_sample;
+}
+
+// The part of a tensor that a box and a channel range cover. `next`: the box read afterwards, from channel next_c on.
+template <class T>
+Input input_of(const Problem& p, const void* tensor, const Strides& strides, const Tile& box, Channels c,
+               const Tile& next, std::int64_t next_c) {
+  const T* first = static_cast<const T*>(tensor);
+  return {first + offset_of(p, strides, box, c.begin), strides.sample, strides.row,
+          first + offset_of(p, strides, next, next_c)};
+}
+template <class T>
+Output output_of(const Problem& p, void* tensor, const Strides& strides, const Tile& box, Channels c) {
+  return {static_cast<T*>(tensor) + offset_of(p, strides, box, c.begin), strides.sample, strides.row};
 }
 
 Block block_of(const Tile& tile, Channels c) {
@@ -204,13 +214,14 @@ struct Forward {
   Workspace<T> workspace;
   bool stream;
 
-  static void reduce(void* context, std::int64_t tile, Channels c) {
+  static void reduce(void* context, std::int64_t tile, std::int64_t next, Channels c) {
     const Forward& f = *static_cast<const Forward*>(context);
     const Problem& p = f.plan.problem;
     const Tile t = f.plan.tiling[tile];
+    const Tile n = next >= 0 ? f.plan.tiling[next] : t;
     const std::int64_t slot = tile * p.c + c.begin;
-    f.kernels.moments(
-        {block_of(t, c), part<T>(p, f.x, p.x, t, c), f.workspace.first + slot, f.workspace.second + slot});
+    f.kernels.moments({block_of(t, c), input_of<T>(p, f.x, p.x, t, c, n, c.begin), f.workspace.first + slot,
+                       f.workspace.second + slot});
   }
 
   // Tile 0's slots receive the combined moments.
@@ -240,13 +251,13 @@ struct Forward {
     workspace.row[2][c] = row.b;
   }
 
-  static void apply(void* context, std::int64_t tile, Channels c, std::int64_t ahead) {
+  static void apply(void* context, const Tile& box, Channels c, std::int64_t ahead) {
     const Forward& f = *static_cast<const Forward*>(context);
     const Problem& p = f.plan.problem;
-    const Tile t = f.plan.tiling[tile];
     T* const* row = f.workspace.row;
-    f.kernels.normalize({block_of(t, c), part<T>(p, f.x, p.x, t, c), part<T>(p, f.y, p.y, t, c), row[0] + c.begin,
-                         row[1] + c.begin, row[2] + c.begin, f.stream, ahead});
+    f.kernels.normalize({block_of(box, c), input_of<T>(p, f.x, p.x, box, c, box, c.begin + ahead),
+                         output_of<T>(p, f.y, p.y, box, c), row[0] + c.begin, row[1] + c.begin, row[2] + c.begin,
+                         f.stream});
   }
 };
 
@@ -418,13 +429,15 @@ struct Backward {
 
   StatisticsRow<T> statistics(std::int64_t c) const { return {hi[c], lo[c], invstd[c]}; }
 
-  static void reduce(void* context, std::int64_t tile, Channels c) {
+  static void reduce(void* context, std::int64_t tile, std::int64_t next, Channels c) {
     const Backward& b = *static_cast<const Backward*>(context);
     const Problem& p = b.plan.problem;
     const Tile t = b.plan.tiling[tile];
+    const Tile n = next >= 0 ? b.plan.tiling[next] : t;
     const std::int64_t slot = tile * p.c + c.begin;
-    b.kernels.backward_reduce({block_of(t, c), part<T>(p, b.x, p.x, t, c), part<T>(p, b.dy, p.dy, t, c), b.hi + c.begin,
-                               b.workspace.first + slot, b.workspace.second + slot});
+    b.kernels.backward_reduce({block_of(t, c), input_of<T>(p, b.x, p.x, t, c, n, c.begin),
+                               input_of<T>(p, b.dy, p.dy, t, c, n, c.begin), b.hi + c.begin, b.workspace.first + slot,
+                               b.workspace.second + slot});
   }
 
   // sum(dy) and sum(dy*xhat) over all tiles.
@@ -451,21 +464,20 @@ struct Backward {
     workspace.row[2][c] = g.k2;
   }
 
-  static void apply(void* context, std::int64_t tile, Channels c, std::int64_t ahead) {
+  static void apply(void* context, const Tile& box, Channels c, std::int64_t ahead) {
     const Backward& b = *static_cast<const Backward*>(context);
     const Problem& p = b.plan.problem;
-    const Tile t = b.plan.tiling[tile];
-    const Block block = block_of(t, c);
-    const Output dx = part<T>(p, b.dx, p.dx, t, c);
-    const Input dy = part<T>(p, b.dy, p.dy, t, c);
+    const Block block = block_of(box, c);
+    const Output dx = output_of<T>(p, b.dx, p.dx, box, c);
+    const Input dy = input_of<T>(p, b.dy, p.dy, box, c, box, c.begin + ahead);
     const T* a = b.workspace.row[0] + c.begin;
     const T* k1 = b.workspace.row[1] + c.begin;
     const T* k2 = b.workspace.row[2] + c.begin;
     if (b.through_statistics)
-      b.kernels.backward_apply(
-          {block, part<T>(p, b.x, p.x, t, c), dy, dx, b.hi + c.begin, b.invstd + c.begin, a, k1, k2, b.stream, ahead});
+      b.kernels.backward_apply({block, input_of<T>(p, b.x, p.x, box, c, box, c.begin + ahead), dy, dx, b.hi + c.begin,
+                                b.invstd + c.begin, a, k1, k2, b.stream});
     else  // dx = a*dy: normalize with k1 = k2 = 0, which does not read x
-      b.kernels.normalize({block, dy, dx, k1, a, k2, b.stream, ahead});
+      b.kernels.normalize({block, dy, dx, k1, a, k2, b.stream});
   }
 };
 

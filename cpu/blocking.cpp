@@ -64,6 +64,7 @@ Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& wor
     if (channels >= unit) channels = divide_up(channels, unit) * unit;
     b.channels = std::clamp<std::int64_t>(channels, 1, p.c);
     if (!rows && !b.parallel) b.channels = p.c;
+    b.prefetch = b.channels * channel <= caches.l2 / 2;
     const std::int64_t slabs = divide_up(p.c, b.channels);
     b.slabs_per_task = b.parallel ? std::max<std::int64_t>(slabs / (threads * kTasksPerThread), 1) : slabs;
     return b;
@@ -71,8 +72,15 @@ Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& wor
 
   const std::int64_t tasks = b.parallel ? threads * kTasksPerThread : 1;
   const std::int64_t tiles = std::max<std::int64_t>(tiling.tiles(), 1);
-  b.tiles = std::max<std::int64_t>(tiles / tasks, 1);
-  const std::int64_t cuts = divide_up(tasks, divide_up(tiles, b.tiles));
+  b.tiles = divide_up(tiles, tasks);
+  const std::int64_t groups = divide_up(tiles, b.tiles);
+  // Channels are cut too where tiles do not go round: into as many pieces as make equal shares. Not lightly in the columns
+  // form, where it makes every row of memory shorter.
+  std::int64_t cuts = 1;
+  if (groups < (rows ? tasks : 2 * threads)) {
+    cuts = divide_up(tasks, groups);
+    while (groups * cuts % threads != 0) ++cuts;
+  }
   const std::int64_t unit = rows ? 1 : line;
   b.channels = std::min(p.c, divide_up(divide_up(p.c, cuts), unit) * unit);
   return b;

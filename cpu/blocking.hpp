@@ -26,6 +26,7 @@ struct Blocking {
   bool slabs;
   std::int64_t channels;
   std::int64_t slabs_per_task;
+  bool prefetch;  // the next slab has room in cache beside this one
   std::int64_t tiles;
   bool parallel;  // else the calling thread does it all
   bool stream;    // non-temporal stores

@@ -21,14 +21,18 @@ struct Block {
   const std::int64_t* index;
 };
 
-template <class Pointer>
-struct Tensor {
-  Pointer first;
+// `next`: where the block lies that the caller reads after this one, of about the same shape; prefetched. Null = none.
+struct Input {
+  const void* first;
+  std::int64_t sample;
+  std::int64_t row;
+  const void* next = nullptr;
+};
+struct Output {
+  void* first;
   std::int64_t sample;
   std::int64_t row;
 };
-using Input = Tensor<const void*>;
-using Output = Tensor<void*>;
 
 // Per channel of the block: mean and m2 of x. The block is one slot: at most 2^26 positions.
 struct MomentsArgs {
@@ -46,8 +50,7 @@ struct NormalizeArgs {
   const void* hi;
   const void* s;
   const void* b;
-  bool stream;            // non-temporal stores where y is aligned
-  std::int64_t prefetch;  // elements ahead of what is read to prefetch into L2; 0 = none
+  bool stream;  // non-temporal stores where y is aligned
 };
 
 // Per channel of the block: sum(dy) and sum(dy*(x - hi)).
@@ -72,7 +75,6 @@ struct BackwardApplyArgs {
   const void* k1;
   const void* k2;
   bool stream;
-  std::int64_t prefetch;
 };
 
 // The kernels of one form and storage type.

@@ -31,7 +31,31 @@ bool for_each_task(const Executor& executor, std::int64_t count, const Body& bod
   return shared.done.load(std::memory_order_relaxed) == count;
 }
 
-bool run_slabs(const Stages& stages, const Blocking& b, std::int64_t tiles, std::int64_t channels,
+// Tiles [begin, end) as few boxes: tiles of whole samples together, runs of one sample together.
+template <class Body>
+void for_each_box(const Tiling& tiling, std::int64_t begin, std::int64_t end, const Body& body) {
+  for (std::int64_t t = begin; t < end;) {
+    Tile box = tiling[t];
+    for (++t; t < end; ++t) {
+      const Tile next = tiling[t];
+      const bool same_sample = next.n0 == box.n0;
+      const bool whole_samples = next.s0 == box.s0 && next.s1 == box.s1;
+      if (same_sample)
+        box.s1 = next.s1;
+      else if (whole_samples)
+        box.n1 = next.n1;
+      else
+        break;
+    }
+    body(box);
+  }
+}
+
+void reduce_tiles(const Stages& stages, std::int64_t begin, std::int64_t end, Channels channels) {
+  for (std::int64_t t = begin; t < end; ++t) stages.reduce(stages.context, t, t + 1 < end ? t + 1 : -1, channels);
+}
+
+bool run_slabs(const Stages& stages, const Blocking& b, const Tiling& tiling, std::int64_t channels,
                const Executor& executor) {
   const std::int64_t slabs = divide_up(channels, b.channels);
   const std::int64_t tasks = divide_up(slabs, b.slabs_per_task);
@@ -39,26 +63,25 @@ bool run_slabs(const Stages& stages, const Blocking& b, std::int64_t tiles, std:
     const std::int64_t last = std::min(slabs, (task + 1) * b.slabs_per_task);
     for (std::int64_t slab = task * b.slabs_per_task; slab < last; ++slab) {
       const Channels c{slab * b.channels, std::min(channels, (slab + 1) * b.channels)};
-      if (stages.reduce != nullptr)
-        for (std::int64_t t = 0; t < tiles; ++t) stages.reduce(stages.context, t, c);
+      if (stages.reduce != nullptr) reduce_tiles(stages, 0, tiling.tiles(), c);
       stages.fold(stages.context, c);
-      const std::int64_t ahead = slab + 1 < last ? b.channels : 0;
+      const std::int64_t ahead = b.prefetch && slab + 1 < last ? b.channels : 0;
       if (stages.apply != nullptr)
-        for (std::int64_t t = 0; t < tiles; ++t) stages.apply(stages.context, t, c, ahead);
+        for_each_box(tiling, 0, tiling.tiles(), [&](const Tile& box) { stages.apply(stages.context, box, c, ahead); });
     }
   });
 }
 
-bool run_phases(const Stages& stages, const Blocking& b, std::int64_t tiles, std::int64_t channels,
+bool run_phases(const Stages& stages, const Blocking& b, const Tiling& tiling, std::int64_t channels,
                 const Executor& executor) {
+  const std::int64_t tiles = tiling.tiles();
   const std::int64_t cuts = divide_up(channels, b.channels);
   const std::int64_t tile_tasks = divide_up(tiles, b.tiles);
   const auto over_tiles = [&](const auto& stage) {
     return for_each_task(executor, tile_tasks * cuts, [&](std::int64_t task) {
       const std::int64_t cut = task % cuts;
       const Channels c{cut * b.channels, std::min(channels, (cut + 1) * b.channels)};
-      const std::int64_t last = std::min(tiles, (task / cuts + 1) * b.tiles);
-      for (std::int64_t t = task / cuts * b.tiles; t < last; ++t) stage(t, c);
+      stage(task / cuts * b.tiles, std::min(tiles, (task / cuts + 1) * b.tiles), c);
     });
   };
   // Merging costs tens of nanoseconds a partial result: spread it only where there are many.
@@ -67,22 +90,25 @@ bool run_phases(const Stages& stages, const Blocking& b, std::int64_t tiles, std
       std::min(channels, std::max<std::int64_t>(kFoldGrain / std::max<std::int64_t>(tiles, 1), 8));
   bool complete = true;
   if (stages.reduce != nullptr)
-    complete = over_tiles([&](std::int64_t t, Channels c) { stages.reduce(stages.context, t, c); });
+    complete =
+        over_tiles([&](std::int64_t begin, std::int64_t end, Channels c) { reduce_tiles(stages, begin, end, c); });
   complete = complete && for_each_task(executor, divide_up(channels, fold_channels), [&](std::int64_t i) {
                stages.fold(stages.context, {i * fold_channels, std::min(channels, (i + 1) * fold_channels)});
              });
   if (complete && stages.apply != nullptr)
-    complete = over_tiles([&](std::int64_t t, Channels c) { stages.apply(stages.context, t, c, 0); });
+    complete = over_tiles([&](std::int64_t begin, std::int64_t end, Channels c) {
+      for_each_box(tiling, begin, end, [&](const Tile& box) { stages.apply(stages.context, box, c, 0); });
+    });
   return complete;
 }
 
 }  // namespace
 
-popnorm_status run_stages(const char* operation, const Stages& stages, const Blocking& blocking, std::int64_t tiles,
+popnorm_status run_stages(const char* operation, const Stages& stages, const Blocking& blocking, const Tiling& tiling,
                           std::int64_t channels, const Executor& executor) {
   const Executor& chosen = blocking.parallel ? executor : kInlineExecutor;
-  const bool complete = blocking.slabs ? run_slabs(stages, blocking, tiles, channels, chosen)
-                                       : run_phases(stages, blocking, tiles, channels, chosen);
+  const bool complete = blocking.slabs ? run_slabs(stages, blocking, tiling, channels, chosen)
+                                       : run_phases(stages, blocking, tiling, channels, chosen);
   if (complete) return POPNORM_SUCCESS;
   return fail(POPNORM_INTERNAL, "%s: the executor did not run every task exactly once; outputs are incomplete",
               operation);

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "core/tiling.hpp"
 #include "cpu/blocking.hpp"
 #include "cpu/executor.hpp"
 
@@ -19,16 +20,17 @@ struct Channels {
 // Any stage may be absent. Calls on distinct channels, or distinct tiles of one stage, are independent.
 struct Stages {
   void* context;
-  // One tile's partial results.
-  void (*reduce)(void* context, std::int64_t tile, Channels channels);
+  // One tile's partial results. `next`: the tile that this thread reads after it, -1 if none follows.
+  void (*reduce)(void* context, std::int64_t tile, std::int64_t next, Channels channels);
   // Combines all tiles' partial results and makes what apply needs. Every operation has it.
   void (*fold)(void* context, Channels channels);
-  // Writes one tile of the output. `ahead`: channels to the slab that this thread reads next; 0 = none.
-  void (*apply)(void* context, std::int64_t tile, Channels channels, std::int64_t ahead);
+  // Writes a part of the output. `ahead`: channels to the slab that this thread reads next and has room for in cache; 0 =
+  // none.
+  void (*apply)(void* context, const Tile& box, Channels channels, std::int64_t ahead);
 };
 
 // INTERNAL if the executor did not run every task exactly once.
-popnorm_status run_stages(const char* operation, const Stages& stages, const Blocking& blocking, std::int64_t tiles,
+popnorm_status run_stages(const char* operation, const Stages& stages, const Blocking& blocking, const Tiling& tiling,
                           std::int64_t channels, const Executor& executor);
 
 }  // namespace popnorm::cpu

@@ -12,9 +12,13 @@ struct BackwardRowsLeaf {
   const T* dy;
   std::int64_t x_sample;
   std::int64_t dy_sample;
+  std::int64_t x_ahead;
+  std::int64_t dy_ahead;
   Batch<T> hi;
   POPNORM_INLINE Row row(std::int64_t k) const { return {x + k * x_sample, dy + k * dy_sample}; }
   POPNORM_INLINE void terms(const Row& row, std::int64_t i, Batch<T>& p, Batch<T>& q) const {
+    prefetch(row.x + i, x_ahead);
+    prefetch(row.dy + i, dy_ahead);
     p = load(row.dy + i);
     q = p * (load(row.x + i) - hi);
   }
@@ -28,8 +32,12 @@ template <class T>
 void backward_reduce_rows(const BackwardReduceArgs& args) {
   for (std::int64_t c = 0; c < args.block.channels; ++c) {
     const BackwardRowsLeaf<T> leaf{static_cast<const T*>(args.x.first) + c * args.x.row,
-                                   static_cast<const T*>(args.dy.first) + c * args.dy.row, args.x.sample,
-                                   args.dy.sample, Batch<T>(static_cast<const T*>(args.hi)[c])};
+                                   static_cast<const T*>(args.dy.first) + c * args.dy.row,
+                                   args.x.sample,
+                                   args.dy.sample,
+                                   ahead_of<T>(args.x, args.block, c),
+                                   ahead_of<T>(args.dy, args.block, c),
+                                   Batch<T>(static_cast<const T*>(args.hi)[c])};
     reduce_rows(leaf, args.block, args.sum_dy[c], args.sum_dy_d[c]);
   }
 }
@@ -44,6 +52,8 @@ struct BackwardColumnsLeaf {
   Input x;
   Input dy;
   const T* hi;
+  std::int64_t x_ahead;
+  std::int64_t dy_ahead;
   POPNORM_INLINE Row row(std::int64_t k, std::int64_t s) const {
     return {static_cast<const T*>(x.first) + k * x.sample + s * x.row,
             static_cast<const T*>(dy.first) + k * dy.sample + s * dy.row};
@@ -53,6 +63,8 @@ struct BackwardColumnsLeaf {
     return load_partial(hi + c, n, Batch<T>(T(0)));
   }
   POPNORM_INLINE void terms(const Row& row, const Value& mean, std::int64_t c, Value& p, Value& q) const {
+    prefetch(row.x + c, x_ahead);
+    prefetch(row.dy + c, dy_ahead);
     p = load(row.dy + c);
     q = p * (load(row.x + c) - mean);
   }
@@ -65,6 +77,7 @@ struct BackwardColumnsLeaf {
 
 template <class T>
 void backward_reduce_columns(const BackwardReduceArgs& args) {
-  reduce_columns(BackwardColumnsLeaf<T>{args.x, args.dy, static_cast<const T*>(args.hi)}, args.block, args.sum_dy,
-                 args.sum_dy_d);
+  const BackwardColumnsLeaf<T> leaf{args.x, args.dy, static_cast<const T*>(args.hi),
+                                    ahead_in_columns<T>(args.block, args.x), ahead_in_columns<T>(args.block, args.dy)};
+  reduce_columns(leaf, args.block, args.sum_dy, args.sum_dy_d);
 }

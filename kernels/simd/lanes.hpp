@@ -24,6 +24,22 @@ POPNORM_INLINE Batch<T> load(const T* from) {
 
 POPNORM_INLINE Batch<double> load_widened(const double* from) { return load(from); }
 
+// Elements from channel c of a block to what is read after it: the next channel, or the next block. 0, a harmless prefetch
+// of what is being read, where nothing follows.
+template <class T>
+POPNORM_INLINE std::int64_t ahead_of(const Input& input, const Block& block, std::int64_t c) {
+  if (c + 1 < block.channels) return input.row;
+  return input.next != nullptr ? static_cast<const T*>(input.next) - static_cast<const T*>(input.first) - c * input.row
+                               : 0;
+}
+
+// `ahead` elements after `from`, which may lie outside of any tensor: a hint only.
+template <_mm_hint level = _MM_HINT_T0, class T>
+POPNORM_INLINE void prefetch(const T* from, std::int64_t ahead) {
+  const auto at = reinterpret_cast<std::uintptr_t>(from) + static_cast<std::uintptr_t>(ahead) * sizeof(T);
+  _mm_prefetch(reinterpret_cast<const char*>(at), level);
+}
+
 #if defined(POPNORM_TIER_AVX512)
 
 POPNORM_INLINE Batch<double> load_widened(const float* from) {

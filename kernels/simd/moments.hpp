@@ -12,7 +12,7 @@ inline constexpr double kSmallestSquares = std::is_same_v<T, float> ? 0x1p-96 : 
 template <class T>
 class PivotSampler {
  public:
-  PivotSampler(const Block& block, const Tensor<const void*>& x) {
+  PivotSampler(const Block& block, const Input& x) {
     const std::int64_t full = block.positions / kLanes;
     const std::int64_t vectors = full > 0 ? full : 1;
     lanes_ = kLanes;
@@ -48,9 +48,11 @@ struct MomentsRowsLeaf {
   using Row = const T*;
   const T* x;
   std::int64_t sample;
+  std::int64_t ahead;
   Batch<T> pivot;
   POPNORM_INLINE Row row(std::int64_t k) const { return x + k * sample; }
   POPNORM_INLINE void terms(Row row, std::int64_t i, Batch<T>& p, Batch<T>& q) const {
+    prefetch(row + i, ahead);
     p = load(row + i) - pivot;
     q = p * p;
   }
@@ -98,7 +100,7 @@ void moments_rows(const MomentsArgs& args) {
     const T pivot = sample_pivot(x);
     double s1;
     double s2;
-    reduce_rows(MomentsRowsLeaf<T>{x, args.x.sample, Batch<T>(pivot)}, block, s1, s2);
+    reduce_rows(MomentsRowsLeaf<T>{x, args.x.sample, ahead_of<T>(args.x, block, c), Batch<T>(pivot)}, block, s1, s2);
     const double excess = s1 * s1 * share;
     if (excess <= kPivotGuard * s2 && s2 >= kSmallestSquares<T> && s2 <= std::numeric_limits<double>::max()) {
       args.mean[c] = static_cast<double>(pivot) + s1 * share;
@@ -122,12 +124,14 @@ struct MomentsColumnsLeaf {
   const T* pivot;
   std::int64_t sample;
   std::int64_t position;
+  std::int64_t ahead;
   POPNORM_INLINE Row row(std::int64_t k, std::int64_t s) const { return x + k * sample + s * position; }
   POPNORM_INLINE Value columns(std::int64_t c) const { return load_widened(pivot + c); }
   POPNORM_INLINE Value columns_partial(std::int64_t c, std::int64_t n) const {
     return load_widened_partial(pivot + c, n);
   }
   POPNORM_INLINE void terms(Row row, const Value& k, std::int64_t c, Value& p, Value& q) const {
+    prefetch(row + c, ahead);
     p = load_widened(row + c) - k;
     q = p * p;
   }
@@ -142,7 +146,8 @@ void moments_columns(const MomentsArgs& args) {
   const Block& block = args.block;
   const T* x = static_cast<const T*>(args.x.first);
   const T* pivot = x + sample_of(block, 0) * args.x.sample;
-  reduce_columns(MomentsColumnsLeaf<T>{x, pivot, args.x.sample, args.x.row}, block, args.mean, args.m2);
+  const std::int64_t ahead = ahead_in_columns<T>(block, args.x);
+  reduce_columns(MomentsColumnsLeaf<T>{x, pivot, args.x.sample, args.x.row, ahead}, block, args.mean, args.m2);
   const double n = static_cast<double>(block.samples * block.positions);
   for (std::int64_t c = 0; c < block.channels; ++c) {
     const double shift = args.mean[c] / n;

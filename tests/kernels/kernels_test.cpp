@@ -69,10 +69,9 @@ class KernelCase : public testing::TestWithParam<Case> {
   Block block() const { return {c_.samples, c_.positions, c_.channels, index_.data()}; }
   const Kernels& kernels(const KernelTable& table) const { return table.kernels[c_.form][c_.storage]; }
 
-  template <class Pointer>
-  Tensor<Pointer> view(Pointer data) const {
-    return {data, c_.positions * c_.channels, c_.form == 0 ? c_.positions : c_.channels};
-  }
+  std::int64_t row_stride() const { return c_.form == 0 ? c_.positions : c_.channels; }
+  Input input(const Array& a) const { return {a.data(), c_.positions * c_.channels, row_stride()}; }
+  Output output(Array& a) const { return {a.data(), c_.positions * c_.channels, row_stride()}; }
 
   std::int64_t at(std::int64_t sample, std::int64_t position, std::int64_t channel) const {
     return c_.form == 0 ? (sample * c_.channels + channel) * c_.positions + position
@@ -100,7 +99,7 @@ TEST_P(KernelCase, Moments) {
   for (const KernelTable* table : runnable_tables()) {
     Array mean(POPNORM_F64, c_.channels, Placement::ends_at_guard),
         m2(POPNORM_F64, c_.channels, Placement::ends_at_guard);
-    kernels(*table).moments({block(), view<const void*>(x_.data()), mean.doubles(), m2.doubles()});
+    kernels(*table).moments({block(), input(x_), mean.doubles(), m2.doubles()});
     for (std::int64_t c = 0; c < c_.channels; ++c) {
       const auto exact = popnorm::reference::moments_of(channel(x_, c));
       const Real sigma = std::sqrt(exact.m2 / exact.weight);
@@ -125,8 +124,7 @@ TEST_P(KernelCase, BackwardReduce) {
   for (const KernelTable* table : runnable_tables()) {
     Array sum(POPNORM_F64, c_.channels, Placement::ends_at_guard),
         dot(POPNORM_F64, c_.channels, Placement::ends_at_guard);
-    kernels(*table).backward_reduce({block(), view<const void*>(x_.data()), view<const void*>(dy_.data()), hi_.data(),
-                                     sum.doubles(), dot.doubles()});
+    kernels(*table).backward_reduce({block(), input(x_), input(dy_), hi_.data(), sum.doubles(), dot.doubles()});
     for (std::int64_t c = 0; c < c_.channels; ++c) {
       const std::vector<double> x = channel(x_, c), dy = channel(dy_, c);
       Real exact_sum = 0, exact_dot = 0, size_sum = 0, size_dot = 0;
@@ -184,13 +182,12 @@ void check_elementwise(const Case& c, const std::vector<std::int64_t>& index, st
 
 template <class T>
 void check_normalize(const Case& c, const std::vector<std::int64_t>& index, std::int64_t all, const Array& x,
-                     const Array& hi, const Array& s, const Array& b, const Tensor<const void*>& view,
-                     const Block& block,
+                     const Array& hi, const Array& s, const Array& b, const Input& view, const Block& block,
                      const std::function<std::int64_t(std::int64_t, std::int64_t, std::int64_t)>& at) {
   check_elementwise<T>(
       c, index, all, at,
       [&](const Kernels& k, Array& out, bool stream) {
-        k.normalize({block, view, {out.data(), view.sample, view.row}, hi.data(), s.data(), b.data(), stream, 1});
+        k.normalize({block, view, {out.data(), view.sample, view.row}, hi.data(), s.data(), b.data(), stream});
       },
       [&](std::int64_t e, std::int64_t ch) {
         const T d = static_cast<T>(x.get(e)) - static_cast<T>(hi.get(ch));
@@ -201,7 +198,7 @@ void check_normalize(const Case& c, const std::vector<std::int64_t>& index, std:
 
 TEST_P(KernelCase, NormalizeIsTheScalarExpressionToTheBit) {
   const auto where = [this](std::int64_t n, std::int64_t s, std::int64_t c) { return at(n, s, c); };
-  const auto view_x = view<const void*>(x_.data());
+  const auto view_x = input(x_);
   if (c_.storage == 0)
     check_normalize<float>(c_, index_, all_, x_, hi_, a_, k1_, view_x, block(), where);
   else
@@ -220,8 +217,8 @@ T scalar_dx(T x, T dy, T hi, T invstd, T a, T k1, T k2) {
 TEST_P(KernelCase, BackwardApplyIsTheScalarExpressionToTheBit) {
   const auto where = [this](std::int64_t n, std::int64_t s, std::int64_t c) { return at(n, s, c); };
   const auto run = [&](const Kernels& k, Array& out, bool stream) {
-    k.backward_apply({block(), view<const void*>(x_.data()), view<const void*>(dy_.data()), view<void*>(out.data()),
-                      hi_.data(), invstd_.data(), a_.data(), k1_.data(), k2_.data(), stream, 1});
+    k.backward_apply({block(), input(x_), input(dy_), output(out), hi_.data(), invstd_.data(), a_.data(), k1_.data(),
+                      k2_.data(), stream});
   };
   const auto value = [&](auto zero, std::int64_t e, std::int64_t c) {
     using T = decltype(zero);
@@ -263,7 +260,7 @@ TEST(KernelGroups, TwoInterleavedGroupsCombineToTheWhole) {
   std::vector<std::int64_t> members[2];
   for (std::int64_t n = 0; n < samples; ++n) members[n % 3 == 0].push_back(n);
   for (int form = 0; form < kForms; ++form) {
-    const Tensor<const void*> view{x.data(), positions * channels, form == 0 ? positions : channels};
+    const Input view{x.data(), positions * channels, form == 0 ? positions : channels};
     const Kernels& kernels = runnable_tables().front()->kernels[form][0];
     const auto moments = [&](std::int64_t count, const std::int64_t* index) {
       std::vector<double> mean(channels), m2(channels);

@@ -56,8 +56,8 @@ std::vector<Configuration> shapes() {
     }
   };
   add(POPNORM_NCHW, 3, 6, 4901);
-  add(POPNORM_NCHW, 40, 24, 196);
-  add(POPNORM_NCHW, 130, 34, 49);
+  add(POPNORM_NCHW, 70, 24, 196);
+  add(POPNORM_NCHW, 260, 34, 49);
   add(POPNORM_NCHW, 7001, 12, 1);
   add(POPNORM_NHWC, 40, 37, 196);
   add(POPNORM_NHWC, 3, 64, 4901);

@@ -24,7 +24,7 @@ constexpr Work kInference{1, false, true};
 
 Blocking choose(const Problem& p, int threads, const Work& work = kForward,
                 popnorm_schedule schedule = POPNORM_SCHEDULE_AUTO, popnorm_stores stores = POPNORM_STORES_AUTO) {
-  return choose_blocking(p, Tiling(p.n, p.c, p.s), work, kCaches, threads, schedule, stores);
+  return choose_blocking(p, Tiling(p.n, p.c, p.s, tile_length(p.form)), work, kCaches, threads, schedule, stores);
 }
 
 TEST(Blocking, SmallCallsRunOnTheCallingThread) {

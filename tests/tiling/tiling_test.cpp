@@ -10,9 +10,10 @@
 
 namespace {
 
+using popnorm::kColumnsTile;
 using popnorm::kLanes;
+using popnorm::kRowsTile;
 using popnorm::kSlotBudget;
-using popnorm::kTileLength;
 using popnorm::Slots;
 using popnorm::Tile;
 using popnorm::Tiling;
@@ -23,8 +24,8 @@ struct Shape {
 };
 
 std::vector<Shape> shapes() {
-  std::vector<Shape> all = {{1, 1, 1},       {1, 1, kTileLength},     {1, 1, kTileLength + 1},     {50, 64, 49},
-                            {50, 64, 12544}, {7, 3, kTileLength / 2}, {7, 3, kTileLength / 2 + 1}, {100000, 2, 1},
+  std::vector<Shape> all = {{1, 1, 1},       {1, 1, kRowsTile},     {1, 1, kRowsTile + 1},     {50, 64, 49},
+                            {50, 64, 12544}, {7, 3, kRowsTile / 2}, {7, 3, kRowsTile / 2 + 1}, {100000, 2, 1},
                             {3, 5, 100003}};
   Random random("tiling shapes");
   for (int i = 0; i < 200; ++i)
@@ -34,7 +35,7 @@ std::vector<Shape> shapes() {
 
 TEST(Tiling, CoversEveryPositionOnceInMemoryOrder) {
   for (const Shape& shape : shapes()) {
-    const Tiling tiling(shape.n, shape.c, shape.s);
+    const Tiling tiling(shape.n, shape.c, shape.s, kRowsTile);
     std::int64_t next = 0;
     for (std::int64_t t = 0; t < tiling.tiles(); ++t) {
       const Tile tile = tiling[t];
@@ -50,7 +51,7 @@ TEST(Tiling, CoversEveryPositionOnceInMemoryOrder) {
 
 TEST(Tiling, RunsStartAtLaneZeroAndAreEqualUpToALaneSet) {
   for (const Shape& shape : shapes()) {
-    const Tiling tiling(shape.n, shape.c, shape.s);
+    const Tiling tiling(shape.n, shape.c, shape.s, kRowsTile);
     if (shape.s <= tiling.length()) continue;
     std::int64_t shortest = shape.s, longest = 0;
     for (std::int64_t t = 0; t < tiling.tiles(); ++t) {
@@ -68,13 +69,13 @@ TEST(Tiling, RunsStartAtLaneZeroAndAreEqualUpToALaneSet) {
 }
 
 TEST(Tiling, EmptyProblemsHaveNoTiles) {
-  EXPECT_EQ(Tiling(0, 3, 5).tiles(), 0);
-  EXPECT_EQ(Tiling(3, 3, 0).tiles(), 0);
+  EXPECT_EQ(Tiling(0, 3, 5, kRowsTile).tiles(), 0);
+  EXPECT_EQ(Tiling(3, 3, 0, kRowsTile).tiles(), 0);
 }
 
 TEST(Tiling, SlotsStayWithinTheirBudgetHoweverLargeTheProblem) {
   for (const Shape& shape : {Shape{1, 1, std::int64_t{1} << 33}, Shape{1 << 20, 64, 3136}, Shape{1 << 24, 4, 16}}) {
-    const Tiling tiling(shape.n, shape.c, shape.s);
+    const Tiling tiling(shape.n, shape.c, shape.s, kRowsTile);
     EXPECT_LE(tiling.tiles() * shape.c, kSlotBudget) << shape.n << " x " << shape.c << " x " << shape.s;
   }
 }
@@ -83,7 +84,7 @@ TEST(Tiling, CutRestartsAtEachContiguousGroup) {
   for (const std::int64_t group : {1, 3, 7, 32, 1000}) {
     for (const std::int64_t s : {1, 49, 700}) {
       const std::int64_t n = 100;
-      const Tiling tiling(n, 4, s, group);
+      const Tiling tiling(n, 4, s, kRowsTile, group);
       std::int64_t next = 0;
       for (std::int64_t t = 0; t < tiling.tiles(); ++t) {
         const Tile tile = tiling[t];
@@ -104,7 +105,7 @@ TEST(Slots, ThreeInterleavedGroupsHaveOneSlotPerTileAndGroupPresent) {
   // Group 2 is absent from the first half, so that tiles differ in which groups they hold.
   for (std::int64_t i = 0; i < n; ++i)
     group_of[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(random.below(i < n / 2 ? 2 : 3));
-  const Tiling tiling(n, c, s);
+  const Tiling tiling(n, c, s, kColumnsTile);
   ASSERT_GE(tiling.tiles(), 3);
   const auto count = static_cast<std::size_t>(Slots::count(tiling, group_of, groups));
   std::vector<std::int64_t> first(static_cast<std::size_t>(tiling.tiles()) + 1), weight(count);
