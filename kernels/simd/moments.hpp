@@ -112,8 +112,8 @@ void moments_rows(const MomentsArgs& args) {
 }
 
 // Columns form: f64 throughout, since memory leaves time for it. The pivot is the block's first position; a channel in
-// which that is an outlier, S1*S1/n > 15/16 S2, is done again. So the error stays below 16 (n/4 + 6) 2^-53 of m2, 2^-40
-// for blocks of 2048, and m2 >= S2/16 >= 0, exactly zero on constant data.
+// which that is an outlier, S1*S1/n > 15/16 S2, is done again. So the error stays below 16 (n/4 + 6) 2^-53 of m2, 2^-42
+// for blocks of 512, and m2 >= S2/16 >= 0, exactly zero on constant data.
 inline constexpr double kOutlierGuard = 0.9375;
 
 template <class T>
