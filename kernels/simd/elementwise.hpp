@@ -129,7 +129,7 @@ class FlatRows {
   POPNORM_INLINE void vector(std::int64_t e, const Coefficients<Op>& k) const {
     Batch<T> in[Op::kInputs];
     for (int i = 0; i < Op::kInputs; ++i) {
-      if (ahead_[i] != 0) prefetch<_MM_HINT_T1>(at_.in[i] + e, ahead_[i]);
+      if (ahead_[i] != 0) prefetch_to_l2(at_.in[i] + e, ahead_[i]);
       in[i] = load(at_.in[i] + e);
     }
     store<streaming>(at_.out + e, Op::eval(in, k.row));

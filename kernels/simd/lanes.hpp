@@ -33,11 +33,19 @@ POPNORM_INLINE std::int64_t ahead_of(const Input& input, const Block& block, std
                                : 0;
 }
 
-// `ahead` elements after `from`, which may lie outside of any tensor: a hint only.
-template <_mm_hint level = _MM_HINT_T0, class T>
-POPNORM_INLINE void prefetch(const T* from, std::int64_t ahead) {
+// Asks for what lies `ahead` elements after `from`, perhaps outside of any tensor: a hint only.
+template <class T>
+POPNORM_INLINE const char* hint(const T* from, std::int64_t ahead) {
   const auto at = reinterpret_cast<std::uintptr_t>(from) + static_cast<std::uintptr_t>(ahead) * sizeof(T);
-  _mm_prefetch(reinterpret_cast<const char*>(at), level);
+  return reinterpret_cast<const char*>(at);
+}
+template <class T>
+POPNORM_INLINE void prefetch(const T* from, std::int64_t ahead) {
+  _mm_prefetch(hint(from, ahead), _MM_HINT_T0);
+}
+template <class T>
+POPNORM_INLINE void prefetch_to_l2(const T* from, std::int64_t ahead) {
+  _mm_prefetch(hint(from, ahead), _MM_HINT_T1);
 }
 
 #if defined(POPNORM_TIER_AVX512)
