@@ -88,7 +88,7 @@ struct Placement {
 Placement place(const Plan& plan, const Work& work) {
   const State& state = state_of(plan);
   const Executor executor = state.executor.parallel_for != nullptr ? state.executor : tbb_executor();
-  return {executor, choose_blocking(plan.problem, plan.tiling, work, machine_caches(), executor.concurrency,
+  return {executor, choose_blocking(plan.problem, plan.tiling, work, this_machine(), executor.concurrency,
                                     plan.schedule, plan.stores)};
 }
 
@@ -212,7 +212,7 @@ struct Forward {
   const void* x;
   void* y;
   Workspace<T> workspace;
-  bool stream;
+  Stores stores;
 
   static void reduce(void* context, std::int64_t tile, std::int64_t next, Channels c) {
     const Forward& f = *static_cast<const Forward*>(context);
@@ -257,7 +257,7 @@ struct Forward {
     T* const* row = f.workspace.row;
     f.kernels.normalize({block_of(box, c), input_of<T>(p, f.x, p.x, box, c, box, c.begin + ahead),
                          output_of<T>(p, f.y, p.y, box, c), row[0] + c.begin, row[1] + c.begin, row[2] + c.begin,
-                         f.stream});
+                         f.stores});
   }
 };
 
@@ -279,7 +279,7 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* /*
     using T = decltype(arithmetic);
     const bool batch = a.statistics == POPNORM_BATCH;
     const Placement at = place(plan, {1, batch, true});
-    WholeForward<T> f{{plan, *state_of(plan).kernels, a.x, a.y, {plan, a.workspace}, at.blocking.stream},
+    WholeForward<T> f{{plan, *state_of(plan).kernels, a.x, a.y, {plan, a.workspace}, at.blocking.stores},
                       a,
                       {static_cast<std::byte*>(a.reserve), plan.problem.c}};
     const Stages stages{&f, batch ? Forward<T>::reduce : nullptr, WholeForward<T>::fold, Forward<T>::apply};
@@ -318,7 +318,7 @@ popnorm_status moments(const Plan& plan, const popnorm_moments_args& a, void* /*
   return with_arithmetic_type(plan, [&](auto arithmetic) {
     using T = decltype(arithmetic);
     const Placement at = place(plan, {1, true, false});
-    MomentsOnly<T> f{{plan, *state_of(plan).kernels, a.x, nullptr, {plan, a.workspace}, false}, a.moments};
+    MomentsOnly<T> f{{plan, *state_of(plan).kernels, a.x, nullptr, {plan, a.workspace}, Stores::ordinary}, a.moments};
     return run("moments", plan, {&f, Forward<T>::reduce, MomentsOnly<T>::fold, nullptr}, at.executor, at.blocking);
   });
 }
@@ -339,7 +339,7 @@ popnorm_status normalize(const Plan& plan, const popnorm_normalize_args& a, void
   return with_arithmetic_type(plan, [&](auto arithmetic) {
     using T = decltype(arithmetic);
     const Placement at = place(plan, {1, false, true});
-    NormalizeOnly<T> f{{plan, *state_of(plan).kernels, a.x, a.y, {plan, a.workspace}, at.blocking.stream},
+    NormalizeOnly<T> f{{plan, *state_of(plan).kernels, a.x, a.y, {plan, a.workspace}, at.blocking.stores},
                        {static_cast<const std::byte*>(a.reserve), plan.problem.c}};
     return run("normalize", plan, {&f, nullptr, NormalizeOnly<T>::fold, Forward<T>::apply}, at.executor, at.blocking);
   });
@@ -393,7 +393,7 @@ struct Backward {
   const void* dy;
   void* dx;
   Workspace<T> workspace;
-  bool stream;
+  Stores stores;
   bool through_statistics;
   const double* weight;  // per channel; null: n*s
   const T* hi;
@@ -475,9 +475,9 @@ struct Backward {
     const T* k2 = b.workspace.row[2] + c.begin;
     if (b.through_statistics)
       b.kernels.backward_apply({block, input_of<T>(p, b.x, p.x, box, c, box, c.begin + ahead), dy, dx, b.hi + c.begin,
-                                b.invstd + c.begin, a, k1, k2, b.stream});
+                                b.invstd + c.begin, a, k1, k2, b.stores});
     else  // dx = a*dy: normalize with k1 = k2 = 0, which does not read x
-      b.kernels.normalize({block, dy, dx, k1, a, k2, b.stream});
+      b.kernels.normalize({block, dy, dx, k1, a, k2, b.stores});
   }
 };
 
@@ -490,7 +490,7 @@ Backward<T> make_backward(const Plan& plan, const void* x, const void* dy, void*
           dy,
           dx,
           {plan, workspace},
-          at.blocking.stream,
+          at.blocking.stores,
           true,
           nullptr,
           nullptr,

@@ -1,5 +1,6 @@
 #include "cpu/blocking.hpp"
 
+#include <cpuid.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,25 +23,50 @@ constexpr std::int64_t kLargestLlcShare = std::int64_t{16} << 20;
 
 constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
+// Bytes of the data or unified cache of a level, 0 where the processor does not say. By CPUID's deterministic cache
+// parameters, because sysconf adds up the third-level caches of a whole AMD socket, of which a core reaches one.
+std::int64_t cache_bytes(unsigned level) {
+  constexpr unsigned kIntelLeaf = 4, kAmdLeaf = 0x8000001D;
+  for (const unsigned leaf : {kIntelLeaf, kAmdLeaf}) {
+    for (unsigned index = 0;; ++index) {
+      unsigned a = 0, b = 0, c = 0, d = 0;
+      const bool known = __get_cpuid_count(leaf, index, &a, &b, &c, &d) != 0;
+      const unsigned type = a & 0x1F;
+      if (!known || type == 0) break;
+      constexpr unsigned kInstructions = 2;
+      if (type == kInstructions || (a >> 5 & 7) != level) continue;
+      const std::int64_t ways = (b >> 22) + 1, partitions = (b >> 12 & 0x3FF) + 1, line = (b & 0xFFF) + 1;
+      return ways * partitions * line * (std::int64_t{c} + 1);
+    }
+  }
+  return 0;
+}
+
+bool is_intel() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(0, &a, &b, &c, &d) != 0 && b == signature_INTEL_ebx;
+}
+
 }  // namespace
 
-const Caches& machine_caches() {
-  static const Caches caches = [] {
-    Caches found;
-    if (const long l2 = ::sysconf(_SC_LEVEL2_CACHE_SIZE); l2 > 0) found.l2 = l2;
-    const long llc = ::sysconf(_SC_LEVEL3_CACHE_SIZE);
+const Machine& this_machine() {
+  static const Machine machine = [] {
+    Machine found;
+    if (const std::int64_t l2 = cache_bytes(2); l2 > 0) found.l2 = l2;
+    const std::int64_t llc = cache_bytes(3);
     const long cores = ::sysconf(_SC_NPROCESSORS_ONLN);
     const std::int64_t threads = std::max<long>(cores, 1);
     if (llc >= kSocketCache)
       found.llc = 2 * found.l2 * threads;
     else if (llc > 0)
       found.llc = std::min<std::int64_t>(llc, kLargestLlcShare * threads);
+    found.page_streams = is_intel();
     return found;
   }();
-  return caches;
+  return machine;
 }
 
-Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& work, const Caches& caches,
+Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& work, const Machine& machine,
                          int concurrency, popnorm_schedule schedule, popnorm_stores stores) {
   const std::int64_t threads = std::max(concurrency, 1);
   const std::int64_t bytes = p.elements() * size_of(p.storage);
@@ -48,10 +74,6 @@ Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& wor
   const std::int64_t line = 64 / size_of(p.storage);
   Blocking b{};
   b.parallel = threads > 1 && bytes * work.tensors > kInlineBytes;
-  // Measured (docs/performance.md): ordinary stores win while input and output stay in the last-level cache.
-  b.stream = stores == POPNORM_STORES_STREAMING ||
-             (stores == POPNORM_STORES_AUTO && bytes * (work.tensors + 1) >= caches.llc + caches.llc / 4);
-
   const bool both = work.reduces && work.applies;
   const bool rows = p.form == Form::rows;
   if (schedule == POPNORM_SCHEDULE_AUTO) {
@@ -61,9 +83,16 @@ Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& wor
     b.slabs = schedule == POPNORM_SLAB;
   }
 
+  // Measured (docs/performance.md): ordinary stores win while input and output stay in the last-level cache; what a slab
+  // writes, though, drives out of the second-level cache what it is about to read again.
+  const std::int64_t touched = bytes * (work.tensors + 1);
+  const std::int64_t kept = b.slabs && rows ? machine.llc / 4 * 3 : machine.llc / 4 * 5;
+  const bool streaming = stores == POPNORM_STORES_STREAMING || (stores == POPNORM_STORES_AUTO && touched >= kept);
+  b.stores = !streaming ? Stores::ordinary : machine.page_streams ? Stores::streaming_pages : Stores::streaming;
+
   if (b.slabs) {
     const std::int64_t channel = positions * size_of(p.storage) * work.tensors;
-    std::int64_t channels = std::max<std::int64_t>(caches.l2 / 6 / std::max<std::int64_t>(channel, 1), 1);
+    std::int64_t channels = std::max<std::int64_t>(machine.l2 / 6 / std::max<std::int64_t>(channel, 1), 1);
     const std::int64_t share = b.parallel ? divide_up(p.c, threads * 2) : p.c;
     channels = std::min(channels, share);
     // Where several channels make a slab: whole lines per sample (rows), whole vectors (columns).
@@ -71,7 +100,7 @@ Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& wor
     if (channels >= unit) channels = divide_up(channels, unit) * unit;
     b.channels = std::clamp<std::int64_t>(channels, 1, p.c);
     if (!rows && !b.parallel) b.channels = p.c;
-    b.prefetch = b.channels * channel <= caches.l2 / 2;
+    b.prefetch = 2 * b.channels * channel <= machine.llc / threads;
     const std::int64_t slabs = divide_up(p.c, b.channels);
     b.slabs_per_task = b.parallel ? std::max<std::int64_t>(slabs / (threads * kTasksPerThread), 1) : slabs;
     return b;

@@ -9,16 +9,19 @@
 
 #include "core/problem.hpp"
 #include "core/tiling.hpp"
+#include "cpu/kernel_table.hpp"
 
 namespace popnorm::cpu {
 
-struct Caches {
+// What blocking asks of a machine. Only measurements fill it in (docs/performance.md).
+struct Machine {
   std::int64_t l2 = std::int64_t{1} << 20;    // bytes per core
-  std::int64_t llc = std::int64_t{32} << 20;  // bytes that this machine's threads may count on together
+  std::int64_t llc = std::int64_t{32} << 20;  // bytes that its threads may count on together
+  bool page_streams = false;                  // streaming stores go faster over four pages in turn
 };
 
-// Of the machine we run on.
-const Caches& machine_caches();
+// The one we run on.
+const Machine& this_machine();
 
 struct Blocking {
   // Slabs: channel groups of `channels`, `slabs_per_task` consecutive ones per task.
@@ -29,7 +32,7 @@ struct Blocking {
   bool prefetch;  // the next slab has room in cache beside this one
   std::int64_t tiles;
   bool parallel;  // else the calling thread does it all
-  bool stream;    // non-temporal stores
+  Stores stores;
 };
 
 // `tensors`: how many tensors statistics read (1 forward, 2 backward). `sweeps`: whether data is read for statistics,
@@ -40,7 +43,7 @@ struct Work {
   bool applies;
 };
 
-Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& work, const Caches& caches,
+Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& work, const Machine& machine,
                          int concurrency, popnorm_schedule schedule, popnorm_stores stores);
 
 }  // namespace popnorm::cpu

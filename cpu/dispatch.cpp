@@ -18,11 +18,11 @@ namespace {
 
 // What both the processor (CPUID) and the operating system (XCR0: which registers it saves) allow. xsimd 8.1 asks
 // neither correctly.
-struct Machine {
+struct Features {
   bool avx2 = false;
   bool avx512 = false;
 
-  Machine() {
+  Features() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (__get_cpuid(1, &a, &b, &c, &d) == 0) return;
     const bool osxsave = bit(c, 27), avx = bit(c, 28), f16c = bit(c, 29);
@@ -39,14 +39,14 @@ struct Machine {
   static bool bit(unsigned word, int index) { return (word >> index & 1U) != 0; }
 };
 
-const Machine& machine() {
-  static const Machine detected;
+const Features& features() {
+  static const Features detected;
   return detected;
 }
 
 constexpr Tier kTiers[] = {
-    {&kernels_avx512, "AVX-512 F, CD, DQ, BW, VL and their operating system support", [] { return machine().avx512; }},
-    {&kernels_avx2, "AVX2, F16C and their operating system support", [] { return machine().avx2; }},
+    {&kernels_avx512, "AVX-512 F, CD, DQ, BW, VL and their operating system support", [] { return features().avx512; }},
+    {&kernels_avx2, "AVX2, F16C and their operating system support", [] { return features().avx2; }},
     {&kernels_baseline, "x86-64", [] { return true; }},
 };
 constexpr int kTierCount = sizeof(kTiers) / sizeof(kTiers[0]);

@@ -34,6 +34,10 @@ struct Output {
   std::int64_t row;
 };
 
+// How output is written. Streaming stores are non-temporal where whole cache lines are written; the data is not read back
+// into cache. In pages: four pages in turn.
+enum class Stores { ordinary, streaming, streaming_pages };
+
 // Per channel of the block: mean and m2 of x. The block is one slot: at most 2^26 positions.
 struct MomentsArgs {
   Block block;
@@ -50,7 +54,7 @@ struct NormalizeArgs {
   const void* hi;
   const void* s;
   const void* b;
-  bool stream;  // non-temporal stores where y is aligned
+  Stores stores;
 };
 
 // Per channel of the block: sum(dy) and sum(dy*(x - hi)).
@@ -74,7 +78,7 @@ struct BackwardApplyArgs {
   const void* a;
   const void* k1;
   const void* k2;
-  bool stream;
+  Stores stores;
 };
 
 // The kernels of one form and storage type.

@@ -14,7 +14,7 @@ struct BackwardApplyOp {
             a.dx,
             {static_cast<const T*>(a.hi), static_cast<const T*>(a.invstd), static_cast<const T*>(a.a),
              static_cast<const T*>(a.k1), static_cast<const T*>(a.k2)},
-            a.stream};
+            a.stores};
   }
 };
 

@@ -17,8 +17,8 @@ struct BackwardRowsLeaf {
   Batch<T> hi;
   POPNORM_INLINE Row row(std::int64_t k) const { return {x + k * x_sample, dy + k * dy_sample}; }
   POPNORM_INLINE void terms(const Row& row, std::int64_t i, Batch<T>& p, Batch<T>& q) const {
-    prefetch(row.x + i, x_ahead);
-    prefetch(row.dy + i, dy_ahead);
+    prefetch_to_l1(row.x + i, x_ahead);
+    prefetch_to_l1(row.dy + i, dy_ahead);
     p = load(row.dy + i);
     q = p * (load(row.x + i) - hi);
   }
@@ -44,40 +44,38 @@ void backward_reduce_rows(const BackwardReduceArgs& args) {
 
 template <class T>
 struct BackwardColumnsLeaf {
-  using Value = Batch<T>;
   struct Row {
     const T* x;
     const T* dy;
   };
+  static constexpr std::int64_t kVector = kWidth<T>;
   Input x;
   Input dy;
   const T* hi;
   std::int64_t x_ahead;
   std::int64_t dy_ahead;
-  POPNORM_INLINE Row row(std::int64_t k, std::int64_t s) const {
-    return {static_cast<const T*>(x.first) + k * x.sample + s * x.row,
-            static_cast<const T*>(dy.first) + k * dy.sample + s * dy.row};
+  POPNORM_INLINE Row row(std::int64_t k) const {
+    return {static_cast<const T*>(x.first) + k * x.sample, static_cast<const T*>(dy.first) + k * dy.sample};
   }
-  POPNORM_INLINE Value columns(std::int64_t c) const { return load(hi + c); }
-  POPNORM_INLINE Value columns_partial(std::int64_t c, std::int64_t n) const {
-    return load_partial(hi + c, n, Batch<T>(T(0)));
+  POPNORM_INLINE Row position(const Row& first, std::int64_t s) const {
+    return {first.x + s * x.row, first.dy + s * dy.row};
   }
-  POPNORM_INLINE void terms(const Row& row, const Value& mean, std::int64_t c, Value& p, Value& q) const {
-    prefetch(row.x + c, x_ahead);
-    prefetch(row.dy + c, dy_ahead);
-    p = load(row.dy + c);
-    q = p * (load(row.x + c) - mean);
+  POPNORM_INLINE void prefetch(const Row& row, std::int64_t c) const {
+    prefetch_to_l1(row.x + c, x_ahead);
+    prefetch_to_l1(row.dy + c, dy_ahead);
   }
-  POPNORM_INLINE void partial(const Row& row, const Value& mean, std::int64_t c, std::int64_t n, Value& p,
-                              Value& q) const {
-    p = load_partial(row.dy + c, n, Batch<T>(T(0)));
-    q = p * (load_partial(row.x + c, n, mean) - mean);
+  POPNORM_INLINE Batch<T> columns(std::int64_t c, std::int64_t n) const { return load(hi + c, n, Batch<T>(T(0))); }
+  POPNORM_INLINE Terms<Batch<T>> terms(const Row& row, const Batch<T>& mean, std::int64_t c, std::int64_t n) const {
+    const Batch<T> gradient = load(row.dy + c, n, Batch<T>(T(0)));
+    return {gradient, gradient * (load(row.x + c, n, mean) - mean)};
   }
 };
 
 template <class T>
 void backward_reduce_columns(const BackwardReduceArgs& args) {
+  const Block& block = args.block;
   const BackwardColumnsLeaf<T> leaf{args.x, args.dy, static_cast<const T*>(args.hi),
-                                    ahead_in_columns<T>(args.block, args.x), ahead_in_columns<T>(args.block, args.dy)};
-  reduce_columns(leaf, args.block, args.sum_dy, args.sum_dy_d);
+                                    ahead_in_columns<T>(block, args.x, 4096),
+                                    ahead_in_columns<T>(block, args.dy, 4096)};
+  reduce_columns<InTurn<T>>(leaf, block, args.sum_dy, args.sum_dy_d);
 }

@@ -40,7 +40,7 @@ POPNORM_INLINE const char* hint(const T* from, std::int64_t ahead) {
   return reinterpret_cast<const char*>(at);
 }
 template <class T>
-POPNORM_INLINE void prefetch(const T* from, std::int64_t ahead) {
+POPNORM_INLINE void prefetch_to_l1(const T* from, std::int64_t ahead) {
   _mm_prefetch(hint(from, ahead), _MM_HINT_T0);
 }
 template <class T>
@@ -186,6 +186,16 @@ inline constexpr std::int64_t kWiden = kWidth<T> / kWidth<double>;
 
 POPNORM_INLINE Batch<double> load_widened_partial(const double* from, std::int64_t n) {
   return load_partial(from, n, Batch<double>(0.0));
+}
+
+// The first n <= width elements; `fill` elsewhere.
+template <class T>
+POPNORM_INLINE Batch<T> load(const T* from, std::int64_t n, const Batch<T>& fill) {
+  return n == kWidth<T> ? load(from) : load_partial(from, n, fill);
+}
+template <class T>
+POPNORM_INLINE Batch<double> load_widened(const T* from, std::int64_t n) {
+  return n == kWidth<double> ? load_widened(from) : load_widened_partial(from, n);
 }
 
 // The sum of 16 virtual lanes by halving: (l, l+8), (l, l+4), (l, l+2), (l, l+1), the same tree in every tier.

@@ -52,7 +52,7 @@ struct MomentsRowsLeaf {
   Batch<T> pivot;
   POPNORM_INLINE Row row(std::int64_t k) const { return x + k * sample; }
   POPNORM_INLINE void terms(Row row, std::int64_t i, Batch<T>& p, Batch<T>& q) const {
-    prefetch(row + i, ahead);
+    prefetch_to_l1(row + i, ahead);
     p = load(row + i) - pivot;
     q = p * p;
   }
@@ -118,26 +118,20 @@ inline constexpr double kOutlierGuard = 0.9375;
 
 template <class T>
 struct MomentsColumnsLeaf {
-  using Value = Batch<double>;
   using Row = const T*;
+  static constexpr std::int64_t kVector = kWidth<double>;
   const T* x;
   const T* pivot;
   std::int64_t sample;
-  std::int64_t position;
+  std::int64_t step;
   std::int64_t ahead;
-  POPNORM_INLINE Row row(std::int64_t k, std::int64_t s) const { return x + k * sample + s * position; }
-  POPNORM_INLINE Value columns(std::int64_t c) const { return load_widened(pivot + c); }
-  POPNORM_INLINE Value columns_partial(std::int64_t c, std::int64_t n) const {
-    return load_widened_partial(pivot + c, n);
-  }
-  POPNORM_INLINE void terms(Row row, const Value& k, std::int64_t c, Value& p, Value& q) const {
-    prefetch(row + c, ahead);
-    p = load_widened(row + c) - k;
-    q = p * p;
-  }
-  POPNORM_INLINE void partial(Row row, const Value& k, std::int64_t c, std::int64_t n, Value& p, Value& q) const {
-    p = load_widened_partial(row + c, n) - k;
-    q = p * p;
+  POPNORM_INLINE Row row(std::int64_t k) const { return x + k * sample; }
+  POPNORM_INLINE Row position(Row first, std::int64_t s) const { return first + s * step; }
+  POPNORM_INLINE void prefetch(Row row, std::int64_t c) const { prefetch_to_l1(row + c, ahead); }
+  POPNORM_INLINE Batch<double> columns(std::int64_t c, std::int64_t n) const { return load_widened(pivot + c, n); }
+  POPNORM_INLINE Terms<Batch<double>> terms(Row row, const Batch<double>& k, std::int64_t c, std::int64_t n) const {
+    const Batch<double> d = load_widened(row + c, n) - k;
+    return {d, d * d};
   }
 };
 
@@ -146,8 +140,9 @@ void moments_columns(const MomentsArgs& args) {
   const Block& block = args.block;
   const T* x = static_cast<const T*>(args.x.first);
   const T* pivot = x + sample_of(block, 0) * args.x.sample;
-  const std::int64_t ahead = ahead_in_columns<T>(block, args.x);
-  reduce_columns(MomentsColumnsLeaf<T>{x, pivot, args.x.sample, args.x.row, ahead}, block, args.mean, args.m2);
+  const std::int64_t ahead = ahead_in_columns<T>(block, args.x, 8192);
+  const MomentsColumnsLeaf<T> leaf{x, pivot, args.x.sample, args.x.row, ahead};
+  reduce_columns<Together>(leaf, block, args.mean, args.m2);
   const double n = static_cast<double>(block.samples * block.positions);
   for (std::int64_t c = 0; c < block.channels; ++c) {
     const double shift = args.mean[c] / n;

@@ -13,7 +13,7 @@ struct NormalizeOp {
             {a.x},
             a.y,
             {static_cast<const T*>(a.hi), static_cast<const T*>(a.s), static_cast<const T*>(a.b)},
-            a.stream};
+            a.stores};
   }
 };
 

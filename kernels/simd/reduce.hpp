@@ -1,9 +1,8 @@
-// Two sums per channel over a block, in the canonical order that every tier shares:
-//   vectors are taken in blocks of 8; four at a time they are summed pairwise in the leaf's type and added to f64
-//   accumulators.
-// Rows form: a vector is 16 consecutive positions of a row (the last one may be partial); a block is 8 vectors of one
-// row, or as many whole rows as have at most 8. Columns form: a vector is a position's channels; a block is 8
-// successive positions.
+// Two sums per channel over a block, in the canonical order that every tier shares: vectors are taken four at a time, summed
+// pairwise in the leaf's type and added to f64 accumulators.
+// Rows form: a vector is 16 consecutive positions of a row (the last one may be partial); the fours begin anew after 8
+// vectors of one row, or as many whole rows as have at most 8. Columns form: a vector is a position's channels, the fours
+// are successive positions.
 //
 // A Leaf gives the two terms of a vector:  Row row(k);  terms(row, i, p, q);  partial(row, i, n, p, q)  with zeros for
 // the lanes n and beyond.
@@ -11,14 +10,6 @@
 inline constexpr std::int64_t kBlock = 8;
 
 POPNORM_INLINE std::int64_t sample_of(const Block& block, std::int64_t k) { return block.index ? block.index[k] : k; }
-
-// In the columns form a tile is long: what is read about 16 KiB later is prefetched. Without it a sweep that computes
-// between its loads gets half of what memory gives.
-template <class T>
-POPNORM_INLINE std::int64_t ahead_in_columns(const Block& block, const Input& input) {
-  constexpr std::int64_t bytes = 16384;
-  return (bytes / (block.channels * static_cast<std::int64_t>(sizeof(T))) + 1) * input.row;
-}
 
 struct LaneSums {
   Batch<double> first[kSpan<double>];
@@ -131,19 +122,33 @@ POPNORM_INLINE void reduce_rows(const Leaf& leaf, const Block& block, double& fi
   second = fold_lanes<double>(sums.second);
 }
 
-// The first n lanes of `to`, as f64 batches.
-template <std::int64_t parts>
-POPNORM_INLINE void load_sums(Batch<double>* sum, const double* to, std::int64_t n) {
+// ---------------------------------------------------------------------------------------------------- columns form
+
+// Positions are read 32 at a time and channels 512 at a time: sums and pending terms then stay in the first-level cache
+// however many channels there are.
+inline constexpr std::int64_t kPositionBlock = 32;
+inline constexpr std::int64_t kChannelBlock = 512;
+
+// Elements from what is read to what is prefetched: the same channel, about `bytes` later. Without it a sweep that computes
+// between its loads gets half of what memory gives (docs/performance.md).
+template <class T>
+POPNORM_INLINE std::int64_t ahead_in_columns(const Block& block, const Input& input, std::int64_t bytes) {
+  const std::int64_t channels = block.channels < kChannelBlock ? block.channels : kChannelBlock;
+  return (bytes / (channels * static_cast<std::int64_t>(sizeof(T))) + 1) * input.row;
+}
+
+// Adds the first n lanes of v to the f64 sums at `to`.
+template <class T>
+POPNORM_INLINE void add_to_sums(double* to, std::int64_t n, const Batch<T>& v) {
+  constexpr std::int64_t parts = kWiden<T>;
+  Array<Batch<double>, parts> sum;
   unroll<parts>([&](auto j) __attribute__((always_inline)) {
     const std::int64_t lanes = n - j * kWidth<double>;
     sum[j] = lanes >= kWidth<double> ? load(to + j * kWidth<double>)
              : lanes > 0             ? load_partial(to + j * kWidth<double>, lanes, Batch<double>(0.0))
                                      : Batch<double>(0.0);
   });
-}
-
-template <std::int64_t parts>
-POPNORM_INLINE void store_sums(const Batch<double>* sum, double* to, std::int64_t n) {
+  accumulate(sum, v);
   unroll<parts>([&](auto j) __attribute__((always_inline)) {
     const std::int64_t lanes = n - j * kWidth<double>;
     if (lanes >= kWidth<double>)
@@ -153,82 +158,136 @@ POPNORM_INLINE void store_sums(const Batch<double>* sum, double* to, std::int64_
   });
 }
 
-// Adds `rows` positions of all channels to first[] and second[], columns form.
-template <std::int64_t rows, class Leaf>
-POPNORM_INLINE void reduce_positions(const Leaf& leaf, const typename Leaf::Row* row, std::int64_t channels,
-                                     double* first, double* second) {
-  using Value = typename Leaf::Value;
-  constexpr auto width = static_cast<std::int64_t>(Value::size);
-  constexpr std::int64_t parts = width / kWidth<double>;
-  const auto add = [&](std::int64_t c, std::int64_t n, const auto& term) __attribute__((always_inline)) {
-    Array<Batch<double>, parts> sum_p;
-    Array<Batch<double>, parts> sum_q;
-    load_sums<parts>(sum_p, first + c, n);
-    load_sums<parts>(sum_q, second + c, n);
-    accumulate_terms<rows>(sum_p, sum_q, term);
-    store_sums<parts>(sum_p, first + c, n);
-    store_sums<parts>(sum_q, second + c, n);
-  };
-  std::int64_t c = 0;
-  for (; c + width <= channels; c += width) {
-    const auto columns = leaf.columns(c);
-    add(
-        c, width, [&](std::int64_t r) __attribute__((always_inline)) {
-          Terms<Value> t;
-          leaf.terms(row[r], columns, c, t.p, t.q);
-          return t;
+struct ColumnSums {
+  double* first;
+  double* second;
+  template <class V>
+  POPNORM_INLINE void add(std::int64_t c, std::int64_t n, const Terms<V>& t) const {
+    add_to_sums(first + c, n, t.p);
+    add_to_sums(second + c, n, t.q);
+  }
+};
+
+// Calls body(c, n) for the vectors of channels [c, c + n) in [begin, end); n is a compile-time constant but for the last.
+template <std::int64_t width, class Body>
+POPNORM_INLINE void for_each_vector(std::int64_t begin, std::int64_t end, const Body& body) {
+  std::int64_t c = begin;
+  for (; c + width <= end; c += width) body(c, std::integral_constant<std::int64_t, width>{});
+  if (c < end) body(c, end - c);
+}
+
+// Four positions at once: one access to the sums for all of them.
+struct Together {
+  template <std::int64_t rows, class Leaf>
+  POPNORM_INLINE void add(const Leaf& leaf, const typename Leaf::Row* row, std::int64_t begin, std::int64_t end,
+                          const ColumnSums& sums) {
+    for_each_vector<Leaf::kVector>(
+        begin, end, [&](std::int64_t c, auto n) __attribute__((always_inline)) {
+          unroll<rows>([&](auto r) __attribute__((always_inline)) { leaf.prefetch(row[r], c); });
+          const auto columns = leaf.columns(c, n);
+          const auto at = [&](std::int64_t r) __attribute__((always_inline)) {
+            return leaf.terms(row[r], columns, c, n);
+          };
+          if constexpr (rows == 1)
+            sums.add(c, n, at(0));
+          else if constexpr (rows == 2)
+            sums.add(c, n, at(0) + at(1));
+          else if constexpr (rows == 3)
+            sums.add(c, n, (at(0) + at(1)) + at(2));
+          else
+            sums.add(c, n, (at(0) + at(1)) + (at(2) + at(3)));
         });
   }
-  if (c < channels) {
-    const std::int64_t n = channels - c;
-    const auto columns = leaf.columns_partial(c, n);
-    add(
-        c, n, [&](std::int64_t r) __attribute__((always_inline)) {
-          Terms<Value> t;
-          leaf.partial(row[r], columns, c, n, t.p, t.q);
-          return t;
+};
+
+// One position after the other, pending terms in buffers: every tensor is read strictly in memory order, which two tensors
+// at once need to go at full speed (docs/performance.md).
+template <class T>
+class InTurn {
+ public:
+  template <std::int64_t rows, class Leaf>
+  POPNORM_INLINE void add(const Leaf& leaf, const typename Leaf::Row* row, std::int64_t begin, std::int64_t end,
+                          const ColumnSums& sums) {
+    unroll<rows>([&](auto r) __attribute__((always_inline)) { pass<r, rows>(leaf, row[r], begin, end, sums); });
+  }
+
+ private:
+  struct Pending {
+    T p[kChannelBlock + kWidth<T>];
+    T q[kChannelBlock + kWidth<T>];
+    POPNORM_INLINE Terms<Batch<T>> load_at(std::int64_t i) const { return {load(p + i), load(q + i)}; }
+    POPNORM_INLINE void store_at(std::int64_t i, const Terms<Batch<T>>& t) {
+      t.p.store_unaligned(p + i);
+      t.q.store_unaligned(q + i);
+    }
+  };
+
+  // (0 + 1) + (2 + 3): what row r meets, and where it goes.
+  template <std::int64_t r, std::int64_t rows, class Leaf>
+  POPNORM_INLINE void pass(const Leaf& leaf, const typename Leaf::Row& row, std::int64_t begin, std::int64_t end,
+                           const ColumnSums& sums) {
+    for_each_vector<Leaf::kVector>(
+        begin, end, [&](std::int64_t c, auto n) __attribute__((always_inline)) {
+          leaf.prefetch(row, c);
+          const std::int64_t i = c - begin;
+          Terms<Batch<T>> t = leaf.terms(row, leaf.columns(c, n), c, n);
+          if constexpr (r == 3) t = odd_.load_at(i) + t;
+          if constexpr (r == 1 || r == 3 || (r == 2 && rows == 3)) t = even_.load_at(i) + t;
+          if constexpr (r == rows - 1)
+            sums.add(c, n, t);
+          else if constexpr (r == 2)
+            odd_.store_at(i, t);
+          else
+            even_.store_at(i, t);
         });
+  }
+
+  Pending even_;
+  Pending odd_;
+};
+
+template <class Order, class Leaf>
+POPNORM_INLINE void reduce_positions(Order& order, const Leaf& leaf, const typename Leaf::Row* row, std::int64_t count,
+                                     std::int64_t channels, const ColumnSums& sums) {
+  for (std::int64_t begin = 0; begin < channels; begin += kChannelBlock) {
+    const std::int64_t end = channels - begin < kChannelBlock ? channels : begin + kChannelBlock;
+    std::int64_t r = 0;
+    for (; r + 4 <= count; r += 4) order.template add<4>(leaf, row + r, begin, end, sums);
+    switch (count - r) {
+      case 1:
+        order.template add<1>(leaf, row + r, begin, end, sums);
+        break;
+      case 2:
+        order.template add<2>(leaf, row + r, begin, end, sums);
+        break;
+      case 3:
+        order.template add<3>(leaf, row + r, begin, end, sums);
+        break;
+      default:
+        break;
+    }
   }
 }
 
 // The sums of all channels, columns form: first[channels], second[channels] are overwritten.
-template <class Leaf>
+template <class Order, class Leaf>
 POPNORM_INLINE void reduce_columns(const Leaf& leaf, const Block& block, double* first, double* second) {
   for (std::int64_t c = 0; c < block.channels; ++c) first[c] = second[c] = 0;
-  typename Leaf::Row row[kBlock];
+  Order order;
+  typename Leaf::Row row[kPositionBlock];
   std::int64_t held = 0;
-  for (std::int64_t k = 0; k < block.samples; ++k) {
-    const std::int64_t sample = sample_of(block, k);
-    for (std::int64_t s = 0; s < block.positions; ++s) {
-      row[held++] = leaf.row(sample, s);
-      if (held < kBlock) continue;
-      reduce_positions<kBlock>(leaf, row, block.channels, first, second);
-      held = 0;
+  std::int64_t k = 0;
+  std::int64_t s = 0;
+  // One call: everything in it is inlined.
+  while (k < block.samples) {
+    const typename Leaf::Row sample = leaf.row(sample_of(block, k));
+    for (; s < block.positions && held < kPositionBlock; ++s) row[held++] = leaf.position(sample, s);
+    if (s == block.positions) {
+      s = 0;
+      ++k;
     }
-  }
-  switch (held) {
-    case 1:
-      reduce_positions<1>(leaf, row, block.channels, first, second);
-      break;
-    case 2:
-      reduce_positions<2>(leaf, row, block.channels, first, second);
-      break;
-    case 3:
-      reduce_positions<3>(leaf, row, block.channels, first, second);
-      break;
-    case 4:
-      reduce_positions<4>(leaf, row, block.channels, first, second);
-      break;
-    case 5:
-      reduce_positions<5>(leaf, row, block.channels, first, second);
-      break;
-    case 6:
-      reduce_positions<6>(leaf, row, block.channels, first, second);
-      break;
-    case 7:
-      reduce_positions<7>(leaf, row, block.channels, first, second);
-      break;
-    default:
-      break;
+    if (held < kPositionBlock && k < block.samples) continue;
+    reduce_positions(order, leaf, row, held, block.channels, {first, second});
+    held = 0;
   }
 }

@@ -147,18 +147,18 @@ TEST_P(KernelCase, BackwardReduce) {
   for (const auto& result : results) EXPECT_TRUE(popnorm_test::same_bits(result, results.front()));
 }
 
-// Runs an elementwise kernel with ordinary and streaming stores at several alignments of its output.
+// Runs an elementwise kernel with every kind of stores at several alignments of its output.
 template <class T, class Run, class Value>
 void check_elementwise(const Case& c, const std::vector<std::int64_t>& index, std::int64_t all,
                        const std::function<std::int64_t(std::int64_t, std::int64_t, std::int64_t)>& at, const Run& run,
                        const Value& value) {
   for (const KernelTable* table : runnable_tables()) {
-    for (const bool stream : {false, true}) {
+    for (const Stores stores : {Stores::ordinary, Stores::streaming, Stores::streaming_pages}) {
       for (const std::int64_t offset : {0, 1, 3}) {
         const Placement where = offset == 0 ? Placement::ends_at_guard : Placement::begins_at_guard;
         Array out(c.storage == 0 ? POPNORM_F32 : POPNORM_F64, all * c.positions * c.channels, where, offset);
         const auto before = out.values();
-        run(table->kernels[c.form][c.storage], out, stream);
+        run(table->kernels[c.form][c.storage], out, stores);
         std::vector<bool> written(before.size());
         for (const std::int64_t sample : index) {
           for (std::int64_t s = 0; s < c.positions; ++s) {
@@ -166,8 +166,8 @@ void check_elementwise(const Case& c, const std::vector<std::int64_t>& index, st
               const std::int64_t e = at(sample, s, ch);
               written[static_cast<std::size_t>(e)] = true;
               ASSERT_TRUE(popnorm_test::same_bits(out.get(e), static_cast<double>(value(e, ch))))
-                  << table->isa << (stream ? " streaming" : "") << " offset " << offset << " sample " << sample
-                  << " position " << s << " channel " << ch;
+                  << table->isa << " stores " << static_cast<int>(stores) << " offset " << offset << " sample "
+                  << sample << " position " << s << " channel " << ch;
             }
           }
         }
@@ -186,8 +186,8 @@ void check_normalize(const Case& c, const std::vector<std::int64_t>& index, std:
                      const std::function<std::int64_t(std::int64_t, std::int64_t, std::int64_t)>& at) {
   check_elementwise<T>(
       c, index, all, at,
-      [&](const Kernels& k, Array& out, bool stream) {
-        k.normalize({block, view, {out.data(), view.sample, view.row}, hi.data(), s.data(), b.data(), stream});
+      [&](const Kernels& k, Array& out, Stores stores) {
+        k.normalize({block, view, {out.data(), view.sample, view.row}, hi.data(), s.data(), b.data(), stores});
       },
       [&](std::int64_t e, std::int64_t ch) {
         const T d = static_cast<T>(x.get(e)) - static_cast<T>(hi.get(ch));
@@ -216,9 +216,9 @@ T scalar_dx(T x, T dy, T hi, T invstd, T a, T k1, T k2) {
 
 TEST_P(KernelCase, BackwardApplyIsTheScalarExpressionToTheBit) {
   const auto where = [this](std::int64_t n, std::int64_t s, std::int64_t c) { return at(n, s, c); };
-  const auto run = [&](const Kernels& k, Array& out, bool stream) {
+  const auto run = [&](const Kernels& k, Array& out, Stores stores) {
     k.backward_apply({block(), input(x_), input(dy_), output(out), hi_.data(), invstd_.data(), a_.data(), k1_.data(),
-                      k2_.data(), stream});
+                      k2_.data(), stores});
   };
   const auto value = [&](auto zero, std::int64_t e, std::int64_t c) {
     using T = decltype(zero);
@@ -245,6 +245,10 @@ std::vector<Case> cases() {
     for (const std::int64_t samples : {1, 2, 3, 7, 8, 9, 17}) all.push_back({0, storage, samples, 7, 2});
     for (const std::int64_t channels : {1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 24, 31, 33, 64})
       for (const std::int64_t positions : {1, 3, 10}) all.push_back({1, storage, 3, positions, channels});
+    // More positions and channels than the columns form takes at a time, rows longer than it walks end to end, and runs of
+    // more than four pages.
+    for (const std::int64_t channels : {5, 512, 515, 1040}) all.push_back({1, storage, 2, 37, channels});
+    all.push_back({0, storage, 2, 1500, 5});
   }
   return all;
 }

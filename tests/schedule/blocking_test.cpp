@@ -18,13 +18,13 @@ Problem problem(Form form, std::int64_t n, std::int64_t c, std::int64_t s) {
   return p;
 }
 
-constexpr Caches kCaches{std::int64_t{1} << 20, std::int64_t{32} << 20};
+constexpr Machine kMachine{std::int64_t{1} << 20, std::int64_t{32} << 20, false};
 constexpr Work kForward{1, true, true};
 constexpr Work kInference{1, false, true};
 
 Blocking choose(const Problem& p, int threads, const Work& work = kForward,
                 popnorm_schedule schedule = POPNORM_SCHEDULE_AUTO, popnorm_stores stores = POPNORM_STORES_AUTO) {
-  return choose_blocking(p, Tiling(p.n, p.c, p.s, tile_length(p.form)), work, kCaches, threads, schedule, stores);
+  return choose_blocking(p, Tiling(p.n, p.c, p.s, tile_length(p.form)), work, kMachine, threads, schedule, stores);
 }
 
 TEST(Blocking, SmallCallsRunOnTheCallingThread) {
@@ -38,7 +38,7 @@ TEST(Blocking, ChannelsFirstGetsSlabsThatFitTheSecondLevelCache) {
   const Blocking b = choose(problem(Form::rows, 50, 1024, 196), 2);
   EXPECT_TRUE(b.slabs);
   EXPECT_GT(b.channels, 1);
-  EXPECT_LE(b.channels * 50 * 196 * 4, kCaches.l2 / 2);
+  EXPECT_LE(b.channels * 50 * 196 * 4, kMachine.l2 / 2);
   EXPECT_EQ(b.channels * 196 % 16, 0) << "every sample's part of a slab is whole cache lines";
 }
 
@@ -54,12 +54,25 @@ TEST(Blocking, AForcedScheduleIsTaken) {
 }
 
 TEST(Blocking, StreamsOnceInputAndOutputExceedTheLastLevelCache) {
-  EXPECT_FALSE(choose(problem(Form::rows, 50, 64, 196), 2, kInference).stream);
-  EXPECT_TRUE(choose(problem(Form::rows, 50, 256, 3136), 2, kInference).stream);
-  EXPECT_FALSE(
-      choose(problem(Form::rows, 50, 256, 3136), 2, kInference, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_ORDINARY).stream);
-  EXPECT_TRUE(
-      choose(problem(Form::rows, 1, 1, 1), 2, kInference, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_STREAMING).stream);
+  const Problem small = problem(Form::rows, 50, 64, 196);
+  const Problem large = problem(Form::rows, 50, 256, 3136);
+  EXPECT_EQ(choose(small, 2, kInference).stores, Stores::ordinary);
+  EXPECT_EQ(choose(large, 2, kInference).stores, Stores::streaming);
+  EXPECT_EQ(choose(large, 2, kInference, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_ORDINARY).stores, Stores::ordinary);
+  EXPECT_EQ(choose(small, 2, kInference, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_STREAMING).stores, Stores::streaming);
+}
+
+TEST(Blocking, StreamsInPagesWhereTheMachineWantsThem) {
+  Machine machine = kMachine;
+  machine.page_streams = true;
+  const Problem p = problem(Form::columns, 50, 256, 3136);
+  const auto stores = [&](popnorm_stores wanted) {
+    return choose_blocking(p, Tiling(p.n, p.c, p.s, tile_length(p.form)), kInference, machine, 2, POPNORM_SCHEDULE_AUTO,
+                           wanted)
+        .stores;
+  };
+  EXPECT_EQ(stores(POPNORM_STORES_AUTO), Stores::streaming_pages);
+  EXPECT_EQ(stores(POPNORM_STORES_ORDINARY), Stores::ordinary);
 }
 
 TEST(Blocking, CutsAreWithinTheProblemForAnyShape) {
