@@ -252,23 +252,26 @@ POPNORM_INLINE Terms<V> operator+(const Terms<V>& a, const Terms<V>& b) {
   return {a.p + b.p, a.q + b.q};
 }
 
-// Adds m terms to f64 accumulators: pairwise in the terms' own type, four at a time, (0+1)+(2+3). Two roundings before
-// the sum is f64, instead of m-1, and no chain of dependent additions. term(v) gives the v-th.
+// at(0) ... at(m-1), m <= 4, summed pairwise: (0+1)+(2+3). Two roundings instead of m-1, and no chain of dependent additions.
+template <std::int64_t m, class At>
+POPNORM_INLINE auto pairwise(const At& at) {
+  static_assert(m >= 1 && m <= 4);
+  if constexpr (m == 1)
+    return at(0);
+  else if constexpr (m == 2)
+    return at(0) + at(1);
+  else if constexpr (m == 3)
+    return (at(0) + at(1)) + at(2);
+  else
+    return (at(0) + at(1)) + (at(2) + at(3));
+}
+
+// Adds m terms to f64 accumulators, four at a time pairwise in the terms' own type. term(v) gives the v-th.
 template <std::int64_t m, std::int64_t first = 0, class Term>
 POPNORM_INLINE void accumulate_terms(Batch<double>* sum_p, Batch<double>* sum_q, const Term& term) {
-  const auto at = [&](std::int64_t v) __attribute__((always_inline)) { return term(first + v); };
   constexpr std::int64_t rest = m - first;
-  const auto sum = [&]() __attribute__((always_inline)) {
-    if constexpr (rest == 1)
-      return at(0);
-    else if constexpr (rest == 2)
-      return at(0) + at(1);
-    else if constexpr (rest == 3)
-      return (at(0) + at(1)) + at(2);
-    else
-      return (at(0) + at(1)) + (at(2) + at(3));
-  }
-  ();
+  const auto sum =
+      pairwise<(rest < 4 ? rest : 4)>([&](std::int64_t v) __attribute__((always_inline)) { return term(first + v); });
   accumulate(sum_p, sum.p);
   accumulate(sum_q, sum.q);
   if constexpr (rest > 4) accumulate_terms<m, first + 4>(sum_p, sum_q, term);

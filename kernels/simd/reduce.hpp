@@ -185,17 +185,9 @@ struct Together {
         begin, end, [&](std::int64_t c, auto n) __attribute__((always_inline)) {
           unroll<rows>([&](auto r) __attribute__((always_inline)) { leaf.prefetch(row[r], c); });
           const auto columns = leaf.columns(c, n);
-          const auto at = [&](std::int64_t r) __attribute__((always_inline)) {
-            return leaf.terms(row[r], columns, c, n);
-          };
-          if constexpr (rows == 1)
-            sums.add(c, n, at(0));
-          else if constexpr (rows == 2)
-            sums.add(c, n, at(0) + at(1));
-          else if constexpr (rows == 3)
-            sums.add(c, n, (at(0) + at(1)) + at(2));
-          else
-            sums.add(c, n, (at(0) + at(1)) + (at(2) + at(3)));
+          sums.add(c, n, pairwise<rows>([&](std::int64_t r) __attribute__((always_inline)) {
+                     return leaf.terms(row[r], columns, c, n);
+                   }));
         });
   }
 };

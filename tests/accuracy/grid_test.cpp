@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "support/layer.hpp"
+#include "support/skips.hpp"
 
 namespace popnorm_test {
 namespace {
@@ -175,6 +176,16 @@ TEST(Tiers, AllTiersOfThisMachineAreDriven) {
   ASSERT_FALSE(tiers.empty());
   EXPECT_STREQ(tiers.back(), "baseline");
   EXPECT_EQ(forced_routes().size(), 6 * tiers.size());
+  EXPECT_EQ(skipped(), expected_skips()) << "a tier was driven that the processor's flags do not allow, or left out";
+}
+
+// A plan forced to a tier runs on that tier: this is what the tests of all tiers rest on.
+TEST(Tiers, AForcedTierIsTheOneThatRuns) {
+  for (const char* tier : runnable_tiers()) {
+    popnorm_options options = POPNORM_OPTIONS_INIT;
+    options.isa = tier;
+    EXPECT_STREQ(popnorm::plan(popnorm::problem_nchw(2, 3, 4), options).info().isa, tier);
+  }
 }
 
 }  // namespace

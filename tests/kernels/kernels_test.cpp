@@ -13,6 +13,7 @@
 #include "support/check.hpp"
 #include "support/guarded_buffer.hpp"
 #include "support/random.hpp"
+#include "support/skips.hpp"
 #include "support/tensor.hpp"
 
 namespace {
@@ -29,7 +30,7 @@ std::vector<const KernelTable*> runnable_tables() {
     if (tier(i).available())
       tables.push_back(tier(i).table);
     else
-      std::printf("SKIP tier %s: needs %s\n", tier(i).table->isa, tier(i).needs);
+      popnorm_test::skip(std::string("tier ") + tier(i).table->isa, tier(i).needs);
   }
   return tables;
 }

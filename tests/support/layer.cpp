@@ -2,6 +2,9 @@
 
 #include <cmath>
 #include <ostream>
+#include <string>
+
+#include "support/skips.hpp"
 
 namespace popnorm_test {
 
@@ -36,7 +39,10 @@ std::ostream& operator<<(std::ostream& out, const Route& r) {
 std::vector<const char*> runnable_tiers() {
   std::vector<const char*> names;
   for (std::int32_t i = 0; i < popnorm_isa_count(); ++i) {
-    if (popnorm_isa_available(i) == 1) names.push_back(popnorm_isa_name(i));
+    if (popnorm_isa_available(i) == 1)
+      names.push_back(popnorm_isa_name(i));
+    else
+      skip(std::string("tier ") + popnorm_isa_name(i), "this machine does not run it");
   }
   return names;
 }
