@@ -14,6 +14,12 @@ function(popnorm_add_isa_tier name arch)
   target_compile_options(
     ${target} PRIVATE ${POPNORM_LIBRARY_WARNINGS} ${ARGN} $<$<NOT:$<CONFIG:Release>>:-O2> -fno-exceptions -fno-rtti
                       ${POPNORM_ARITHMETIC})
+  if(POPNORM_SANITIZE)
+    # A check at every access of kernels that are one long inlined loop each takes the compiler ten minutes. Access beyond
+    # buffers is still found, by AddressSanitizer and by the tests' guard pages.
+    target_compile_options(${target} PRIVATE -g1 -fno-sanitize-address-use-after-scope
+                                             -fno-sanitize=null,alignment,object-size,pointer-overflow)
+  endif()
   if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     # GCC 12 takes its own undefined vectors in <immintrin.h> for a defect (GCC bug 105593).
     target_compile_options(${target} PRIVATE -Wno-uninitialized -Wno-maybe-uninitialized)
