@@ -35,9 +35,9 @@ Subject make_popnorm(const Task& task, ChannelArrays& arrays) {
       a.saved_mean = arrays.mean.data();
       a.saved_invstd = state->invstd.data();
     } else {
-      a.statistics = POPNORM_GIVEN;
-      a.mean = arrays.mean.data();
-      a.variance = arrays.variance.data();
+      a.source.statistics = POPNORM_GIVEN;
+      a.source.mean = arrays.mean.data();
+      a.source.variance = arrays.variance.data();
     }
     state->plan.forward(a);
   };

@@ -1,12 +1,12 @@
 // The C ABI: reads structs, validates, runs, logs. Nothing here computes.
 #include <popnorm/popnorm.h>
 
-#include <exception>
 #include <new>
 
 #include "core/backend.hpp"
 #include "core/error.hpp"
-#include "core/fp_environment.hpp"
+#include "core/fold.hpp"
+#include "core/guard.hpp"
 #include "core/log.hpp"
 #include "core/plan.hpp"
 #include "core/population.hpp"
@@ -17,23 +17,7 @@ namespace popnorm {
 namespace {
 
 // Changes whenever a result may change in any bit.
-constexpr std::int32_t kNumericsVersion = 1;
-
-// No exception crosses the C ABI (oneTBB may throw when it cannot allocate a task), and none of the caller's
-// floating-point traps springs inside, validation included.
-template <class Body>
-popnorm_status guarded(const char* operation, Body&& body) noexcept {
-  const FpEnvironment environment;
-  try {
-    return body();
-  } catch (const std::bad_alloc&) {
-    return fail(POPNORM_OUT_OF_MEMORY, "%s: out of memory", operation);
-  } catch (const std::exception& e) {
-    return fail(POPNORM_INTERNAL, "%s: %s", operation, e.what());
-  } catch (...) {
-    return fail(POPNORM_INTERNAL, "%s: the executor threw an unknown exception", operation);
-  }
-}
+constexpr std::int32_t kNumericsVersion = 2;
 
 template <class Args>
 popnorm_status run(const char* operation, const popnorm_plan* plan, const Args* from, void* stream,
@@ -115,7 +99,11 @@ popnorm_status popnorm_plan_query(const popnorm_plan* plan, popnorm_plan_info* i
   info->reserve_alignment = kBufferAlignment;
   info->backend = plan->backend->id;
   info->isa = plan->isa;
-  info->tiles = plan->tiling.tiles();
+  info->tiles = plan->slots;
+  info->double_backward_workspace_bytes = plan->double_backward_bytes;
+  info->groups = plan->problem.norm_group.count;
+  info->population_slots = plan->problem.population_slot.count;
+  info->affine_slots = plan->problem.affine_slot.count;
   return POPNORM_SUCCESS;
 }
 
@@ -143,6 +131,21 @@ popnorm_status popnorm_backward_reduce(const popnorm_plan* plan, const popnorm_b
 }
 popnorm_status popnorm_backward_apply(const popnorm_plan* plan, const popnorm_backward_apply_args* args, void* stream) {
   return run("backward_apply", plan, args, stream, &Backend::backward_apply);
+}
+
+popnorm_status popnorm_double_backward(const popnorm_plan* plan, const popnorm_double_backward_args* args,
+                                       void* stream) {
+  return run("double_backward", plan, args, stream, &Backend::double_backward);
+}
+
+popnorm_status popnorm_fold(const popnorm_fold_args* from) {
+  return guarded("fold", [&] {
+    popnorm_fold_args args;
+    if (const popnorm_status status = read_struct("fold", from, args); status != POPNORM_SUCCESS) return status;
+    if (const popnorm_status status = validate_fold(args); status != POPNORM_SUCCESS) return status;
+    fold(args);
+    return POPNORM_SUCCESS;
+  });
 }
 
 popnorm_status popnorm_population_feed(void* population, size_t bytes, const popnorm_population_feed_args* from) {

@@ -5,9 +5,9 @@
 #include <popnorm/popnorm.h>
 
 #include <cstddef>
+#include <cstdint>
 
 #include "core/problem.hpp"
-#include "core/tiling.hpp"
 
 namespace popnorm {
 
@@ -15,21 +15,22 @@ struct Backend;
 
 struct Plan {
   Problem problem;
-  Tiling tiling;
   popnorm_schedule schedule = POPNORM_SCHEDULE_AUTO;
   popnorm_stores stores = POPNORM_STORES_AUTO;
   const Backend* backend = nullptr;
   const char* isa = "";
   std::size_t workspace_bytes = 0;
+  std::size_t double_backward_bytes = 0;
   std::size_t reserve_bytes = 0;
+  std::int64_t slots = 0;  // partial results per channel, at most
   // The backend's own part, so that a plan is one allocation. Trivially destructible.
-  alignas(std::max_align_t) std::byte state[128] = {};
+  alignas(std::max_align_t) std::byte state[512] = {};
 };
 
 struct Backend {
   popnorm_backend id;
   const char* name;
-  // Fills isa, workspace_bytes and state. `isa` null: the best.
+  // Fills isa, workspace bytes, slots and state. `isa` null: the best.
   popnorm_status (*prepare)(Plan&, const char* isa, const popnorm_executor* executor);
   popnorm_status (*forward)(const Plan&, const popnorm_forward_args&, void* stream);
   popnorm_status (*backward)(const Plan&, const popnorm_backward_args&, void* stream);
@@ -39,6 +40,7 @@ struct Backend {
   popnorm_status (*normalize)(const Plan&, const popnorm_normalize_args&, void* stream);
   popnorm_status (*backward_reduce)(const Plan&, const popnorm_backward_reduce_args&, void* stream);
   popnorm_status (*backward_apply)(const Plan&, const popnorm_backward_apply_args&, void* stream);
+  popnorm_status (*double_backward)(const Plan&, const popnorm_double_backward_args&, void* stream);
 };
 
 inline constexpr std::size_t kBufferAlignment = 64;

@@ -14,11 +14,9 @@ popnorm_status make_plan(const popnorm_problem* problem, const popnorm_options* 
   if (const popnorm_status status = validate_options(options, chosen); status != POPNORM_SUCCESS) return status;
   if (const popnorm_status status = find_backend(chosen.backend, plan.backend); status != POPNORM_SUCCESS)
     return status;
-  const Problem& p = plan.problem;
-  plan.tiling = Tiling(p.n, p.c, p.s, tile_length(p.form));
   plan.schedule = chosen.schedule;
   plan.stores = chosen.stores;
-  plan.reserve_bytes = reserve_bytes(p);
+  plan.reserve_bytes = reserve_bytes(plan.problem);
   const char* isa = chosen.isa != nullptr ? chosen.isa : std::getenv("POPNORM_ISA");
   return plan.backend->prepare(plan, isa != nullptr && *isa != '\0' ? isa : nullptr, chosen.executor);
 }

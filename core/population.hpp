@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/affine.hpp"
 #include "kernels/moments.hpp"
 
 namespace popnorm {
@@ -48,15 +49,15 @@ inline PopulationArrays<const double> arrays_of(const void* population) {
 // INVALID unless the buffer holds a population; `name` is its name in messages.
 popnorm_status check_population(const char* operation, const char* name, const void* population, std::size_t bytes);
 
+// The same of a header that lies elsewhere than its arrays, which have `bytes` together with it.
+popnorm_status check_header(const char* operation, const char* name, const popnorm_population_header& header,
+                            std::size_t bytes);
+
 // Feeds moments_at(i), i in [0, slots*c), slot by slot.
 template <class MomentsAt>
 void feed_population(void* population, popnorm_feed feed, double momentum, MomentsAt&& moments_at);
 
 // Mean and variance of entry i under an estimator.
-struct MeanVariance {
-  double mean;
-  double variance;
-};
 MeanVariance population_statistics(const PopulationArrays<const double>& a, std::int64_t i,
                                    popnorm_estimator estimator);
 

@@ -18,6 +18,13 @@ struct Strides {
   std::int64_t row = 0;
 };
 
+// A popnorm_map with the number of its ids.
+struct Map {
+  popnorm_map_kind kind = POPNORM_WHOLE;
+  std::int64_t k = 0;
+  std::int64_t count = 1;
+};
+
 struct Problem {
   std::int64_t n = 0;
   std::int64_t c = 0;
@@ -29,9 +36,20 @@ struct Problem {
   popnorm_type statistics = POPNORM_F32;
   double epsilon = 0;
   Strides x, y, dy, dx;
+  Map norm_group;
+  Map population_slot;
+  Map affine_slot;
+  popnorm_weights weights = POPNORM_UNWEIGHTED;
 
   std::int64_t elements() const { return n * c * s; }
   double weight() const { return static_cast<double>(n * s); }
+  // Plain batch normalization: one group, one slot of each kind.
+  bool plain() const {
+    return norm_group.kind == POPNORM_WHOLE && population_slot.kind == POPNORM_WHOLE &&
+           affine_slot.kind == POPNORM_WHOLE;
+  }
+  // What says which statistics row a sample has.
+  const Map& row_map(popnorm_statistics source) const { return source == POPNORM_GIVEN ? population_slot : norm_group; }
   // Rows of one sample, and elements of a row.
   std::int64_t rows() const { return form == Form::rows ? c : s; }
   std::int64_t row_length() const { return form == Form::rows ? s : c; }

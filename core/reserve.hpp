@@ -1,15 +1,20 @@
-// The reserve: what forward (or finalize) leaves for normalize and backward. They read it and never live parameters, so
-// that an optimizer step or a population update in between cannot change a gradient.
+// The reserve: what forward (or finalize) leaves for normalize and backward. They read it and never live parameters or a live
+// population, so that an optimizer step or an update in between cannot change a gradient.
 //
-//   header | double weight[c] | T hi[c] | T lo[c] | T invstd[c] | T scale[c] | T shift[c]
+//   header | double weight[rows][c] | T hi, lo, invstd, d, r2[rows][c] | T scale, shift[affine_slots][c]
+//
+// weight is W of the formulas, W/(1-share) for a blend, 0 where statistics are constants; d and r2 = 1/r^2 are those of batch
+// renormalization, 0 and 1 otherwise.
 #ifndef POPNORM_CORE_RESERVE_HPP
 #define POPNORM_CORE_RESERVE_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
 #include "core/backend.hpp"
+#include "core/maps.hpp"
 #include "core/problem.hpp"
 
 namespace popnorm {
@@ -19,29 +24,53 @@ struct ReserveHeader {
   std::int32_t storage;
   std::int32_t statistics;
   std::int64_t c;
-  std::uint8_t room[40];
+  std::int64_t rows;
+  std::int64_t affine_slots;
+  std::uint64_t labels;  // fingerprint of the labels that forward had; 0 = unknown (finalize has none)
+  std::uint8_t room[16];
 };
 static_assert(sizeof(ReserveHeader) == kBufferAlignment);
 
-inline constexpr char kReserveMagic[8] = {'P', 'N', 'R', 'E', 'S', '0', '0', '1'};
+inline constexpr char kReserveMagic[8] = {'P', 'N', 'R', 'E', 'S', '0', '0', '2'};
 
+// Enough for whatever statistics a call takes.
 inline std::size_t reserve_bytes(const Problem& p) {
+  const auto rows = static_cast<std::size_t>(std::max(p.norm_group.count, p.population_slot.count));
+  const auto size = static_cast<std::size_t>(size_of(p.storage));
+  const auto c = static_cast<std::size_t>(p.c);
   return round_up(sizeof(ReserveHeader) +
-                  static_cast<std::size_t>(p.c) * (sizeof(double) + 5 * static_cast<std::size_t>(size_of(p.storage))));
+                  c * (rows * (sizeof(double) + 5 * size) + static_cast<std::size_t>(p.affine_slot.count) * 2 * size));
 }
 
-inline ReserveHeader make_reserve_header(const Problem& p, popnorm_statistics statistics) {
+// Of the labels that decide which row and which scale a sample has, so that backward with others is refused. FNV-1a.
+inline std::uint64_t labels_of(const Problem& p, popnorm_statistics statistics, const popnorm_batch& batch) {
+  std::uint64_t hash = 14695981039346656037U;
+  const auto add = [&](const Map& map, const std::int32_t* labels) {
+    if (map.kind != POPNORM_LABELS) return;
+    for (std::int64_t n = 0; n < p.n; ++n) hash = (hash ^ static_cast<std::uint32_t>(labels[n])) * 1099511628211U;
+  };
+  add(p.row_map(statistics), statistics == POPNORM_GIVEN ? batch.population_slot : batch.norm_group);
+  add(p.affine_slot, batch.affine_slot);
+  return std::max<std::uint64_t>(hash, 1);
+}
+
+inline ReserveHeader make_reserve_header(const Problem& p, popnorm_statistics statistics, std::uint64_t labels) {
   ReserveHeader header{};
   std::memcpy(header.magic, kReserveMagic, sizeof(kReserveMagic));
   header.storage = p.storage;
   header.statistics = statistics;
   header.c = p.c;
+  header.rows = p.row_map(statistics).count;
+  header.affine_slots = p.affine_slot.count;
+  header.labels = labels;
   return header;
 }
 
 inline bool reserve_matches(const ReserveHeader& header, const Problem& p) {
   return std::memcmp(header.magic, kReserveMagic, sizeof(kReserveMagic)) == 0 && header.storage == p.storage &&
-         header.c == p.c && (header.statistics == POPNORM_BATCH || header.statistics == POPNORM_GIVEN);
+         header.c == p.c && header.statistics >= POPNORM_BATCH && header.statistics <= POPNORM_RENORM &&
+         header.rows == p.row_map(static_cast<popnorm_statistics>(header.statistics)).count &&
+         header.affine_slots == p.affine_slot.count;
 }
 
 // Byte is std::byte or const std::byte.
@@ -53,18 +82,23 @@ struct ReserveArrays {
   Pointer<T> hi = nullptr;
   Pointer<T> lo = nullptr;
   Pointer<T> invstd = nullptr;
+  Pointer<T> d = nullptr;
+  Pointer<T> r2 = nullptr;
   Pointer<T> scale = nullptr;
   Pointer<T> shift = nullptr;
 
   ReserveArrays() = default;
-  ReserveArrays(Byte* reserve, std::int64_t c) {
+  ReserveArrays(Byte* reserve, const Problem& p, popnorm_statistics statistics) {
     if (reserve == nullptr) return;
+    const std::int64_t entries = p.row_map(statistics).count * p.c;
     weight = reinterpret_cast<Pointer<double>>(reserve + sizeof(ReserveHeader));
-    hi = reinterpret_cast<Pointer<T>>(weight + c);
-    lo = hi + c;
-    invstd = lo + c;
-    scale = invstd + c;
-    shift = scale + c;
+    hi = reinterpret_cast<Pointer<T>>(weight + entries);
+    lo = hi + entries;
+    invstd = lo + entries;
+    d = invstd + entries;
+    r2 = d + entries;
+    scale = r2 + entries;
+    shift = scale + p.affine_slot.count * p.c;
   }
 };
 

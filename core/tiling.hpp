@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <span>
 
 #include "core/problem.hpp"
 #include "kernels/virtual_lanes.hpp"
@@ -19,13 +18,50 @@ namespace popnorm {
 inline constexpr std::int64_t kRowsTile = 4096;
 inline constexpr std::int64_t kColumnsTile = 512;
 
-constexpr std::int64_t tile_length(Form form) { return form == Form::rows ? kRowsTile : kColumnsTile; }
-
 // Slots stay below about 3 MiB at 16 bytes per channel: L grows with the problem beyond that.
 inline constexpr std::int64_t kSlotBudget = (std::int64_t{3} << 20) / 16;
 
 // What kernels accept as one slot (cpu/kernel_table.hpp), with room for the excess of a run.
 inline constexpr std::int64_t kLongestTile = std::int64_t{1} << 24;
+
+// L for a problem whose tiles hold samples of up to `interleaved` groups.
+inline std::int64_t tile_length(Form form, std::int64_t n, std::int64_t c, std::int64_t s,
+                                std::int64_t interleaved = 1) {
+  std::int64_t length = form == Form::rows ? kRowsTile : kColumnsTile;
+  const double budget = std::max(static_cast<double>(kSlotBudget) / static_cast<double>(c), 1.0);
+  const double grown = static_cast<double>(n) * static_cast<double>(s) / budget * static_cast<double>(interleaved);
+  while ((static_cast<double>(length) < grown || length < 256 * interleaved) && length < kLongestTile) length *= 2;
+  return length;
+}
+
+// Where part i begins when `total` things are cut into `parts` that are equal up to one.
+constexpr std::int64_t part_of(std::int64_t total, std::int64_t parts, std::int64_t i) {
+  return total / parts * i + std::min(i, total % parts);
+}
+
+// How samples of s positions make tiles of length L: one longer than L is cut into runs, shorter ones are gathered.
+class Cut {
+ public:
+  Cut() = default;
+  Cut(std::int64_t s, std::int64_t length)
+      : s_(s),
+        runs_(s > length ? (s + length - 1) / length : 1),
+        samples_(s > length ? 1 : std::max<std::int64_t>(length / std::max<std::int64_t>(s, 1), 1)) {}
+
+  std::int64_t runs() const { return runs_; }        // per sample
+  std::int64_t samples() const { return samples_; }  // per tile, at most
+  std::int64_t tiles(std::int64_t n) const { return (n + samples_ - 1) / samples_; }
+
+  // Where run i begins. Runs are equal up to kLanes positions, and start at virtual lane 0.
+  std::int64_t begin(std::int64_t i) const {
+    return std::min(s_, part_of((s_ + kLanes - 1) / kLanes, runs_, i) * kLanes);
+  }
+
+ private:
+  std::int64_t s_ = 0;
+  std::int64_t runs_ = 1;
+  std::int64_t samples_ = 1;
+};
 
 // Samples [n0, n1) x positions [s0, s1), all channels.
 struct Tile {
@@ -33,113 +69,44 @@ struct Tile {
   std::int64_t positions() const { return (n1 - n0) * (s1 - s0); }
 };
 
+// Tiles in memory order, so that any run of them has no gaps.
 class Tiling {
  public:
   Tiling() = default;
-  // Tiles of about `length` positions. `run` > 0 restarts the cut every `run` samples: groups of contiguous(run) then never
-  // share a tile.
-  Tiling(std::int64_t n, std::int64_t c, std::int64_t s, std::int64_t length, std::int64_t run = 0)
-      : n_(n), s_(s), length_(length) {
+  // Tiles of about `length` positions. The cut restarts every `group` samples, of which there are n / group, the last perhaps
+  // smaller: groups of contiguous samples never share a tile.
+  Tiling(std::int64_t n, std::int64_t s, std::int64_t length, std::int64_t group)
+      : n_(n), cut_(s, length), group_(std::max<std::int64_t>(std::min(group, n), 1)) {
     if (n == 0 || s == 0) return;
-    const double budget = static_cast<double>(kSlotBudget) / static_cast<double>(c);
-    const double grown = static_cast<double>(n) * static_cast<double>(s) / std::max(budget, 1.0);
-    while (static_cast<double>(length_) < grown && length_ < kLongestTile) length_ *= 2;
-    run_ = run > 0 ? std::min(run, n) : n;
-    if (s > length_) {
-      runs_ = (s + length_ - 1) / length_;
-      tiles_ = n * runs_;
-    } else {
-      const std::int64_t samples = std::max<std::int64_t>(length_ / s, 1);
-      tiles_per_run_ = (run_ + samples - 1) / samples;
-      tiles_of_rest_ = (n % run_ + samples - 1) / samples;
-      tiles_ = n / run_ * tiles_per_run_ + tiles_of_rest_;
-    }
+    tiles_per_group_ = cut_.tiles(group_);
+    tiles_of_rest_ = cut_.tiles(n % group_);
+    tiles_ = (n / group_ * tiles_per_group_ + tiles_of_rest_) * cut_.runs();
   }
 
   std::int64_t tiles() const { return tiles_; }
 
-  // L: positions of a tile at most (a run may exceed it by less than kLanes).
-  std::int64_t length() const { return length_; }
-
-  // Positions of tile t. Tiles follow one another in memory order, so that any run of them has no gaps.
-  double weight(std::int64_t t) const { return static_cast<double>((*this)[t].positions()); }
+  // The tiles of group g are first_of(g) ... first_of(g + 1) - 1.
+  std::int64_t first_of(std::int64_t g) const { return std::min(g * tiles_per_group_ * cut_.runs(), tiles_); }
+  std::int64_t group_of(std::int64_t t) const { return t / (tiles_per_group_ * cut_.runs()); }
 
   Tile operator[](std::int64_t t) const {
-    if (runs_ > 0) {
-      const std::int64_t n = t / runs_;
-      const std::int64_t i = t % runs_;
-      return {n, n + 1, cut(i), cut(i + 1)};
-    }
-    const std::int64_t first = t / tiles_per_run_ * run_;
-    const std::int64_t i = t % tiles_per_run_;
-    const std::int64_t samples = std::min(run_, n_ - first);
-    const std::int64_t tiles = samples == run_ ? tiles_per_run_ : tiles_of_rest_;
-    return {first + part(samples, tiles, i), first + part(samples, tiles, i + 1), 0, s_};
+    const std::int64_t bundle = t / cut_.runs();
+    const std::int64_t run = t % cut_.runs();
+    const std::int64_t first = bundle / tiles_per_group_ * group_;
+    const std::int64_t i = bundle % tiles_per_group_;
+    const std::int64_t samples = std::min(group_, n_ - first);
+    const std::int64_t tiles = samples == group_ ? tiles_per_group_ : tiles_of_rest_;
+    return {first + part_of(samples, tiles, i), first + part_of(samples, tiles, i + 1), cut_.begin(run),
+            cut_.begin(run + 1)};
   }
 
  private:
-  // Where part i begins when `total` things are cut into `parts` that are equal up to one.
-  static std::int64_t part(std::int64_t total, std::int64_t parts, std::int64_t i) {
-    return total / parts * i + std::min(i, total % parts);
-  }
-
-  // Runs of a sample are equal up to kLanes positions, and start at virtual lane 0.
-  std::int64_t cut(std::int64_t i) const { return std::min(s_, part((s_ + kLanes - 1) / kLanes, runs_, i) * kLanes); }
-
-  std::int64_t n_ = 0, s_ = 0;
-  std::int64_t length_ = 0;
-  std::int64_t tiles_ = 0;
-  std::int64_t runs_ = 0;  // tiles per sample where one sample exceeds a tile, else 0
-  std::int64_t run_ = 1;   // samples after which the cut restarts
-  std::int64_t tiles_per_run_ = 1;
+  std::int64_t n_ = 0;
+  Cut cut_;
+  std::int64_t group_ = 1;
+  std::int64_t tiles_per_group_ = 1;
   std::int64_t tiles_of_rest_ = 0;
-};
-
-// Slots of a tiling whose samples belong to groups: slot indices are prefix sums over (tile, group present), groups of
-// a tile in ascending order.
-class Slots {
- public:
-  // `first` holds tiles+1 entries, `group` and `weight` at least `count(tiling, group_of)` entries. group_of[n] in [0,
-  // groups).
-  Slots(const Tiling& tiling, std::span<const std::int32_t> group_of, std::int32_t groups,
-        std::span<std::int64_t> first, std::span<std::int32_t> group, std::span<std::int64_t> weight)
-      : first_(first), group_(group) {
-    std::int64_t slot = 0;
-    for (std::int64_t t = 0; t < tiling.tiles(); ++t) {
-      const Tile tile = tiling[t];
-      first[static_cast<std::size_t>(t)] = slot;
-      for (std::int32_t g = 0; g < groups; ++g) {
-        const std::int64_t samples = members(tile, group_of, g);
-        if (samples == 0) continue;
-        group[static_cast<std::size_t>(slot)] = g;
-        weight[static_cast<std::size_t>(slot)] = samples * (tile.s1 - tile.s0);
-        ++slot;
-      }
-    }
-    first[static_cast<std::size_t>(tiling.tiles())] = slot;
-  }
-
-  static std::int64_t count(const Tiling& tiling, std::span<const std::int32_t> group_of, std::int32_t groups) {
-    std::int64_t slots = 0;
-    for (std::int64_t t = 0; t < tiling.tiles(); ++t)
-      for (std::int32_t g = 0; g < groups; ++g) slots += members(tiling[t], group_of, g) > 0;
-    return slots;
-  }
-
-  // The slot of a group in a tile, or -1 if the group is absent there.
-  std::int64_t find(std::int64_t tile, std::int32_t group) const {
-    for (std::int64_t i = first_[static_cast<std::size_t>(tile)]; i < first_[static_cast<std::size_t>(tile) + 1]; ++i)
-      if (group_[static_cast<std::size_t>(i)] == group) return i;
-    return -1;
-  }
-
- private:
-  static std::int64_t members(const Tile& tile, std::span<const std::int32_t> group_of, std::int32_t group) {
-    return std::count(group_of.begin() + tile.n0, group_of.begin() + tile.n1, group);
-  }
-
-  std::span<const std::int64_t> first_;
-  std::span<const std::int32_t> group_;
+  std::int64_t tiles_ = 0;
 };
 
 // leaf(0) ... leaf(count-1) merged along a balanced binary tree: neighbours pair up level by level, an odd one passes

@@ -1,10 +1,12 @@
 #include "core/validate.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 
+#include "core/maps.hpp"
 #include "core/population.hpp"
 #include "core/reserve.hpp"
 
@@ -112,6 +114,16 @@ class Memory {
     return array(name, first, count, size, written);
   }
 
+  popnorm_status buffer(const char* name, const void* first, std::size_t bytes, std::size_t needed, bool written) {
+    if (bytes < needed)
+      return fail(POPNORM_INVALID, "%s: %s has %zu bytes, needs %zu (popnorm_plan_query)", operation_, name, bytes,
+                  needed);
+    if (first == nullptr)
+      return fail(POPNORM_INVALID, "%s: %s is null, must point to %zu bytes", operation_, name, needed);
+    POPNORM_TRY(aligned(name, first, kBufferAlignment));
+    return add(solid(name, first, static_cast<std::int64_t>(needed), written));
+  }
+
   popnorm_status workspace(const void* first, std::size_t bytes) {
     if (plan_.workspace_bytes == 0) return POPNORM_SUCCESS;
     return buffer("workspace", first, bytes, plan_.workspace_bytes, true);
@@ -122,19 +134,21 @@ class Memory {
     if (written || reserve_matches(*static_cast<const ReserveHeader*>(first), problem_)) return POPNORM_SUCCESS;
     return fail(
         POPNORM_INVALID,
-        "%s: reserve was not written by a forward or finalize with C = %lld and this storage type; pass forward's",
-        operation_, ll{problem_.c});
+        "%s: reserve was not written by a forward or finalize of this problem (C = %lld, %lld groups, %lld population "
+        "slots, %lld affine slots, this storage type); pass forward's",
+        operation_, ll{problem_.c}, ll{problem_.norm_group.count}, ll{problem_.population_slot.count},
+        ll{problem_.affine_slot.count});
   }
 
-  popnorm_status moments(const char* name, const popnorm_moment_arrays& m, bool written) {
+  popnorm_status moments(const char* name, const popnorm_moment_arrays& m, std::int64_t count, bool written) {
     if (m.weight == nullptr || m.mean == nullptr || m.m2 == nullptr)
       return fail(POPNORM_INVALID, "%s: %s needs all of weight, mean and m2; %s is null", operation_, name,
                   m.weight == nullptr ? "weight"
                   : m.mean == nullptr ? "mean"
                                       : "m2");
-    POPNORM_TRY(array("moments.weight", m.weight, problem_.c, sizeof(double), written));
-    POPNORM_TRY(array("moments.mean", m.mean, problem_.c, sizeof(double), written));
-    return array("moments.m2", m.m2, problem_.c, sizeof(double), written);
+    POPNORM_TRY(array("moments.weight", m.weight, count, sizeof(double), written));
+    POPNORM_TRY(array("moments.mean", m.mean, count, sizeof(double), written));
+    return array("moments.m2", m.m2, count, sizeof(double), written);
   }
 
   popnorm_status population(const char* name, const void* first, std::size_t bytes, bool written) {
@@ -143,9 +157,34 @@ class Memory {
     if (header.c != problem_.c)
       return fail(POPNORM_INVALID, "%s: %s has %lld channels, expected C = %lld", operation_, name, ll{header.c},
                   ll{problem_.c});
-    if (header.slots != 1)
-      return fail(POPNORM_INVALID, "%s: %s has %lld slots, expected 1", operation_, name, ll{header.slots});
+    if (header.slots != problem_.population_slot.count)
+      return fail(POPNORM_INVALID, "%s: %s has %lld slots, expected population_slots = %lld", operation_, name,
+                  ll{header.slots}, ll{problem_.population_slot.count});
     return add(solid(name, first, static_cast<std::int64_t>(header.bytes), written));
+  }
+
+  // What a call says of the samples: labels of the maps that it needs, and weights.
+  struct Needs {
+    bool norm_group;
+    bool population_slot;
+    bool affine_slot;
+  };
+  popnorm_status batch(const popnorm_batch& b, const Needs& needs) {
+    POPNORM_TRY(labels("batch.norm_group", problem_.norm_group, b.norm_group, needs.norm_group));
+    POPNORM_TRY(labels("batch.population_slot", problem_.population_slot, b.population_slot, needs.population_slot));
+    POPNORM_TRY(labels("batch.affine_slot", problem_.affine_slot, b.affine_slot, needs.affine_slot));
+    return weights(b.weights);
+  }
+
+  // The reserve of a forward with the same labels.
+  popnorm_status reserve_of(const void* first, std::size_t bytes, const popnorm_batch& b) {
+    POPNORM_TRY(reserve(first, bytes, false));
+    const auto& header = *static_cast<const ReserveHeader*>(first);
+    const auto statistics = static_cast<popnorm_statistics>(header.statistics);
+    POPNORM_TRY(batch(b, {statistics != POPNORM_GIVEN, statistics == POPNORM_GIVEN, true}));
+    if (header.labels == 0 || header.labels == labels_of(problem_, statistics, b)) return POPNORM_SUCCESS;
+    return fail(POPNORM_INVALID,
+                "%s: batch has other labels than the forward that wrote the reserve, must have the same", operation_);
   }
 
   // To be called last: no written region may share memory with another, but for the exact aliases that popnorm.h
@@ -174,14 +213,46 @@ class Memory {
                 ll{size});
   }
 
-  popnorm_status buffer(const char* name, const void* first, std::size_t bytes, std::size_t needed, bool written) {
-    if (bytes < needed)
-      return fail(POPNORM_INVALID, "%s: %s has %zu bytes, needs %zu (popnorm_plan_query)", operation_, name, bytes,
-                  needed);
-    if (first == nullptr)
-      return fail(POPNORM_INVALID, "%s: %s is null, must point to %zu bytes", operation_, name, needed);
-    POPNORM_TRY(aligned(name, first, kBufferAlignment));
-    return add(solid(name, first, static_cast<std::int64_t>(needed), written));
+  popnorm_status labels(const char* name, const Map& map, const std::int32_t* ids, bool needed) {
+    if (map.kind != POPNORM_LABELS) {
+      if (ids == nullptr) return POPNORM_SUCCESS;
+      return fail(POPNORM_INVALID, "%s: %s is not null, must be: the problem's map is not of kind LABELS", operation_,
+                  name);
+    }
+    if (!needed || problem_.n == 0) return POPNORM_SUCCESS;
+    POPNORM_TRY(required(name, ids, problem_.n, sizeof(std::int32_t), false));
+    for (std::int64_t n = 0; n < problem_.n; ++n)
+      if (ids[n] < 0 || ids[n] >= map.count)
+        return fail(POPNORM_INVALID, "%s: %s[%lld] is %d, must be in [0, %lld)", operation_, name, ll{n}, ids[n],
+                    ll{map.count});
+    return POPNORM_SUCCESS;
+  }
+
+  popnorm_status weights(const void* first) {
+    constexpr const char* name = "batch.weights";
+    const Problem& p = problem_;
+    if (p.weights == POPNORM_UNWEIGHTED) {
+      if (first == nullptr) return POPNORM_SUCCESS;
+      return fail(POPNORM_INVALID, "%s: %s is not null, must be: the problem is unweighted", operation_, name);
+    }
+    if (p.elements() == 0) return POPNORM_SUCCESS;
+    if (p.weights == POPNORM_LENGTHS) {
+      POPNORM_TRY(required(name, first, p.n, sizeof(std::int64_t), false));
+      const auto* length = static_cast<const std::int64_t*>(first);
+      for (std::int64_t n = 0; n < p.n; ++n)
+        if (length[n] < 0 || length[n] > p.s)
+          return fail(POPNORM_INVALID, "%s: %s[%lld] is a length of %lld, must be in [0, S = %lld]", operation_, name,
+                      ll{n}, ll{length[n]}, ll{p.s});
+      return POPNORM_SUCCESS;
+    }
+    const std::int64_t count = p.weights == POPNORM_WEIGHTS_PER_SAMPLE ? p.n : p.n * p.s;
+    POPNORM_TRY(required(name, first, count, sizeof(float), false));
+    const auto* weight = static_cast<const float*>(first);
+    for (std::int64_t i = 0; i < count; ++i)
+      if (!(weight[i] >= 0 && weight[i] <= std::numeric_limits<float>::max()))
+        return fail(POPNORM_INVALID, "%s: %s[%lld] is %g, must be finite and >= 0", operation_, name, ll{i},
+                    static_cast<double>(weight[i]));
+    return POPNORM_SUCCESS;
   }
 
   popnorm_status add(const Region& region) {
@@ -243,51 +314,133 @@ popnorm_status check_moments_values(const char* operation, const popnorm_moment_
   return POPNORM_SUCCESS;
 }
 
-// The part that forward and finalize share: where statistics come from, and what is fed and saved.
-template <class Args>
-popnorm_status check_statistics(const char* operation, const Problem& p, const Args& a, Memory& memory) {
-  const std::int64_t parameter = size_of(p.parameters);
-  const std::int64_t statistic = size_of(p.statistics);
-  POPNORM_TRY(check_enum(operation, "statistics", a.statistics, POPNORM_GIVEN));
-  POPNORM_TRY(check_enum(operation, "given_estimator", a.given_estimator, POPNORM_MEAN_OF_BATCH_VARIANCES));
-  POPNORM_TRY(check_enum(operation, "feed", a.feed, POPNORM_FEED_MERGE));
-  POPNORM_TRY(check_share(operation, "momentum", a.momentum));
-  POPNORM_TRY(memory.array("scale", a.scale, p.c, parameter, false));
-  POPNORM_TRY(memory.array("shift", a.shift, p.c, parameter, false));
-  const bool given_arrays = a.mean != nullptr || a.variance != nullptr;
-  if (a.statistics == POPNORM_BATCH) {
-    if (given_arrays || a.given_population != nullptr)
-      return fail(POPNORM_INVALID, "%s: %s is not null, must be with statistics = BATCH; or set statistics = GIVEN",
-                  operation,
-                  a.mean != nullptr       ? "mean"
-                  : a.variance != nullptr ? "variance"
-                                          : "given_population");
-    POPNORM_TRY(memory.array("running_mean", a.running_mean, p.c, statistic, true));
-    POPNORM_TRY(memory.array("running_variance", a.running_variance, p.c, statistic, true));
-    if (a.population != nullptr) POPNORM_TRY(memory.population("population", a.population, a.population_bytes, true));
-  } else {
-    if (a.running_mean != nullptr || a.running_variance != nullptr || a.population != nullptr)
-      return fail(POPNORM_INVALID, "%s: %s is not null, must be with statistics = GIVEN (nothing is fed)", operation,
-                  a.running_mean != nullptr       ? "running_mean"
-                  : a.running_variance != nullptr ? "running_variance"
-                                                  : "population");
-    if (a.moments.weight != nullptr || a.moments.mean != nullptr || a.moments.m2 != nullptr)
-      return fail(POPNORM_INVALID, "%s: moments is not null, must be with statistics = GIVEN", operation);
-    if (a.given_population != nullptr) {
-      if (given_arrays)
-        return fail(POPNORM_INVALID, "%s: both given_population and mean, variance are given, must be one of them",
-                    operation);
-      POPNORM_TRY(memory.population("given_population", a.given_population, a.given_population_bytes, false));
-    } else {
-      if (a.mean == nullptr || a.variance == nullptr)
-        return fail(POPNORM_INVALID, "%s: %s is null, statistics = GIVEN needs mean and variance or given_population",
-                    operation, a.mean == nullptr ? "mean" : "variance");
-      POPNORM_TRY(memory.array("mean", a.mean, p.c, statistic, false));
-      POPNORM_TRY(memory.array("variance", a.variance, p.c, statistic, false));
+// Every id of map a has one id of map b: the samples of a group feed one slot, say.
+popnorm_status check_one_each(const char* operation, const char* a_name, const Labelled& a, const char* b_name,
+                              const Labelled& b, std::int64_t n, const char* why) {
+  if (b.map.kind == POPNORM_WHOLE || a.map.kind == POPNORM_PER_SAMPLE || a.same_as(b)) return POPNORM_SUCCESS;
+  const auto refuse = [&](std::int64_t id, std::int64_t first, std::int64_t other) {
+    return fail(POPNORM_INVALID, "%s: %s %lld has samples of %s %lld and %lld, must have one: %s", operation, a_name,
+                ll{id}, b_name, ll{first}, ll{other}, why);
+  };
+  if (a.map.kind != POPNORM_LABELS) {
+    // The first sample of an id is known.
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t first = a.map.kind == POPNORM_STRIDED ? i % a.map.k : a(i) * samples_per_id(a.map, n);
+      if (b(i) != b(first)) return refuse(a(i), b(first), b(i));
+    }
+    return POPNORM_SUCCESS;
+  }
+  constexpr std::int64_t kAtOnce = 4096;
+  std::int32_t first[kAtOnce];
+  for (std::int64_t begin = 0; begin < a.map.count; begin += kAtOnce) {
+    std::fill(first, first + kAtOnce, -1);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t id = a(i) - begin;
+      if (id < 0 || id >= kAtOnce) continue;
+      if (first[id] < 0) first[id] = static_cast<std::int32_t>(b(i));
+      if (first[id] != b(i)) return refuse(a(i), first[id], b(i));
     }
   }
-  POPNORM_TRY(memory.array("saved_mean", a.saved_mean, p.c, statistic, true));
-  return memory.array("saved_invstd", a.saved_invstd, p.c, statistic, true);
+  return POPNORM_SUCCESS;
+}
+
+bool updates(const popnorm_update& u) {
+  return u.running_mean != nullptr || u.running_variance != nullptr || u.population != nullptr;
+}
+
+popnorm_status check_source(const char* operation, const Problem& p, const popnorm_source& s, Memory& memory) {
+  POPNORM_TRY(check_enum(operation, "source.statistics", s.statistics, POPNORM_RENORM));
+  POPNORM_TRY(check_enum(operation, "source.estimator", s.estimator, POPNORM_MEAN_OF_BATCH_VARIANCES));
+  const bool arrays = s.mean != nullptr || s.variance != nullptr;
+  if (s.statistics == POPNORM_BATCH) {
+    if (!arrays && s.population == nullptr) return POPNORM_SUCCESS;
+    return fail(POPNORM_INVALID, "%s: %s is not null, must be with source.statistics = BATCH; or ask for GIVEN",
+                operation,
+                s.mean != nullptr       ? "source.mean"
+                : s.variance != nullptr ? "source.variance"
+                                        : "source.population");
+  }
+  if (s.statistics == POPNORM_BLEND) POPNORM_TRY(check_share(operation, "source.share", s.share));
+  if (s.statistics == POPNORM_RENORM) {
+    if (!(s.renorm_r >= 1))
+      return fail(POPNORM_INVALID, "%s: source.renorm_r is %g, must be >= 1", operation, s.renorm_r);
+    if (!(s.renorm_d >= 0))
+      return fail(POPNORM_INVALID, "%s: source.renorm_d is %g, must be >= 0", operation, s.renorm_d);
+  }
+  if (s.population != nullptr) {
+    if (arrays)
+      return fail(POPNORM_INVALID,
+                  "%s: both source.population and source.mean, variance are given, must be one of them", operation);
+    return memory.population("source.population", s.population, s.population_bytes, false);
+  }
+  if (s.mean == nullptr || s.variance == nullptr)
+    return fail(POPNORM_INVALID, "%s: %s is null, these source.statistics need mean and variance or a population",
+                operation, s.mean == nullptr ? "source.mean" : "source.variance");
+  const std::int64_t count = p.population_slot.count * p.c;
+  POPNORM_TRY(memory.array("source.mean", s.mean, count, size_of(p.statistics), false));
+  return memory.array("source.variance", s.variance, count, size_of(p.statistics), false);
+}
+
+popnorm_status check_update(const char* operation, const Problem& p, const popnorm_update& u, Memory& memory) {
+  POPNORM_TRY(check_enum(operation, "update.feed", u.feed, POPNORM_FEED_MERGE));
+  POPNORM_TRY(check_share(operation, "update.momentum", u.momentum));
+  const std::int64_t count = p.population_slot.count * p.c;
+  POPNORM_TRY(memory.array("update.running_mean", u.running_mean, count, size_of(p.statistics), true));
+  POPNORM_TRY(memory.array("update.running_variance", u.running_variance, count, size_of(p.statistics), true));
+  if (u.population == nullptr) return POPNORM_SUCCESS;
+  return memory.population("update.population", u.population, u.population_bytes, true);
+}
+
+// The part that forward and finalize share.
+template <class Args>
+popnorm_status check_statistics(const char* operation, const Problem& p, const Args& a, Memory& memory) {
+  const std::int64_t scales = p.affine_slot.count * p.c;
+  POPNORM_TRY(memory.array("scale", a.scale, scales, size_of(p.parameters), false));
+  POPNORM_TRY(memory.array("shift", a.shift, scales, size_of(p.parameters), false));
+  POPNORM_TRY(check_source(operation, p, a.source, memory));
+  POPNORM_TRY(check_update(operation, p, a.update, memory));
+  if (a.source.statistics == POPNORM_GIVEN) {
+    if (updates(a.update))
+      return fail(POPNORM_INVALID, "%s: %s is not null, must be with source.statistics = GIVEN (nothing is fed)",
+                  operation,
+                  a.update.running_mean != nullptr       ? "update.running_mean"
+                  : a.update.running_variance != nullptr ? "update.running_variance"
+                                                         : "update.population");
+    if (a.moments.weight != nullptr || a.moments.mean != nullptr || a.moments.m2 != nullptr)
+      return fail(POPNORM_INVALID, "%s: moments is not null, must be with source.statistics = GIVEN", operation);
+  }
+  const std::int64_t rows = p.row_map(a.source.statistics).count * p.c;
+  POPNORM_TRY(memory.array("saved_mean", a.saved_mean, rows, size_of(p.statistics), true));
+  return memory.array("saved_invstd", a.saved_invstd, rows, size_of(p.statistics), true);
+}
+
+std::int64_t rows_of_reserve(const Problem& p, const void* reserve) {
+  const int statistics = static_cast<const ReserveHeader*>(reserve)->statistics;
+  return p.row_map(static_cast<popnorm_statistics>(statistics)).count;
+}
+
+constexpr const char* kOneSlot = "a group's statistics feed, or are blended with, one slot";
+
+popnorm_status resolve_map(const char* name, const popnorm_map& from, std::int64_t n, std::int64_t c, Map& to) {
+  POPNORM_TRY(check_enum("plan", name, from.kind, POPNORM_LABELS));
+  to = {from.kind, from.k, 1};
+  const bool sized = from.kind == POPNORM_CONTIGUOUS || from.kind == POPNORM_STRIDED || from.kind == POPNORM_LABELS;
+  if (sized && from.k < 1)
+    return fail(POPNORM_INVALID, "plan: %s.k is %lld, must be >= 1 for this kind of map", name, ll{from.k});
+  if (!sized && from.k != 0)
+    return fail(POPNORM_INVALID, "plan: %s.k is %lld, must be 0 for this kind of map", name, ll{from.k});
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (from.kind != POPNORM_WHOLE && n > kMost)
+    return fail(POPNORM_UNSUPPORTED, "plan: n is %lld, must be <= %lld with a map other than WHOLE", ll{n}, ll{kMost});
+  if ((from.kind == POPNORM_STRIDED || from.kind == POPNORM_LABELS) && from.k > kMost)
+    return fail(POPNORM_UNSUPPORTED, "plan: %s.k is %lld, must be <= %lld", name, ll{from.k}, ll{kMost});
+  if (from.kind == POPNORM_CONTIGUOUS) to.count = n / from.k + (n % from.k > 0);
+  if (from.kind == POPNORM_STRIDED || from.kind == POPNORM_LABELS) to.count = from.k;
+  if (from.kind == POPNORM_PER_SAMPLE) to.count = n;
+  if (to.count > std::numeric_limits<std::int64_t>::max() / 1024 / c)
+    return fail(POPNORM_INVALID, "plan: %s has %lld ids, times c = %lld overflows 63 bits in bytes", name, ll{to.count},
+                ll{c});
+  return POPNORM_SUCCESS;
 }
 
 }  // namespace
@@ -345,6 +498,12 @@ popnorm_status validate_problem(const popnorm_problem* from, Problem& p) {
     return fail(POPNORM_INVALID, "plan: n %lld x c %lld x s %lld overflows 63 bits in bytes", ll{p.n}, ll{p.c},
                 ll{p.s});
 
+  POPNORM_TRY(resolve_map("norm_group", q.norm_group, p.n, p.c, p.norm_group));
+  POPNORM_TRY(resolve_map("population_slot", q.population_slot, p.n, p.c, p.population_slot));
+  POPNORM_TRY(resolve_map("affine_slot", q.affine_slot, p.n, p.c, p.affine_slot));
+  POPNORM_TRY(check_enum("plan", "weights", q.weights, POPNORM_LENGTHS));
+  p.weights = q.weights;
+
   POPNORM_TRY(resolve_strides("x", p, p.layout, q.x, p.x));
   POPNORM_TRY(resolve_strides("y", p, p.layout, q.y, p.y));
   POPNORM_TRY(resolve_strides("dy", p, p.layout, q.dy, p.dy));
@@ -386,7 +545,13 @@ popnorm_status validate(const Plan& plan, const popnorm_forward_args& a) {
   POPNORM_TRY(memory.tensor("y", a.y, p.y, true));
   POPNORM_TRY(check_statistics("forward", p, a, memory));
   if (a.moments.weight != nullptr || a.moments.mean != nullptr || a.moments.m2 != nullptr)
-    POPNORM_TRY(memory.moments("moments", a.moments, true));
+    POPNORM_TRY(memory.moments("moments", a.moments, p.norm_group.count * p.c, true));
+  const bool given = a.source.statistics == POPNORM_GIVEN;
+  const bool one_slot = !given && (updates(a.update) || a.source.statistics != POPNORM_BATCH);
+  POPNORM_TRY(memory.batch(a.batch, {!given, given || one_slot, true}));
+  if (one_slot)
+    POPNORM_TRY(check_one_each("forward", "norm_group", {p.norm_group, a.batch.norm_group}, "population_slot",
+                               {p.population_slot, a.batch.population_slot}, p.n, kOneSlot));
   if (a.reserve != nullptr || a.reserve_bytes != 0) POPNORM_TRY(memory.reserve(a.reserve, a.reserve_bytes, true));
   POPNORM_TRY(memory.workspace(a.workspace, a.workspace_bytes));
   return memory.disjoint();
@@ -402,10 +567,11 @@ popnorm_status validate(const Plan& plan, const popnorm_backward_args& a) {
   POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
   POPNORM_TRY(memory.tensor("dy", a.dy, p.dy, false));
   if (a.dx != nullptr) POPNORM_TRY(memory.tensor("dx", a.dx, p.dx, true));
-  POPNORM_TRY(memory.array("dscale", a.dscale, p.c, size_of(p.parameters), true));
-  POPNORM_TRY(memory.array("dshift", a.dshift, p.c, size_of(p.parameters), true));
+  const std::int64_t scales = p.affine_slot.count * p.c;
+  POPNORM_TRY(memory.array("dscale", a.dscale, scales, size_of(p.parameters), true));
+  POPNORM_TRY(memory.array("dshift", a.dshift, scales, size_of(p.parameters), true));
   const bool saved = a.saved_mean != nullptr || a.saved_invstd != nullptr;
-  POPNORM_TRY(check_enum("backward", "statistics", a.statistics, POPNORM_GIVEN));
+  POPNORM_TRY(check_enum("backward", "statistics", a.statistics, POPNORM_RENORM));
   if (a.reserve != nullptr) {
     if (saved)
       return fail(POPNORM_INVALID,
@@ -416,31 +582,43 @@ popnorm_status validate(const Plan& plan, const popnorm_backward_args& a) {
     if (a.statistics != POPNORM_BATCH)
       return fail(POPNORM_INVALID, "backward: statistics is %d, must be 0 with a reserve (it holds its source)",
                   number(a.statistics));
-    POPNORM_TRY(memory.reserve(a.reserve, a.reserve_bytes, false));
+    POPNORM_TRY(memory.reserve_of(a.reserve, a.reserve_bytes, a.batch));
   } else {
     if (!saved)
       return fail(POPNORM_INVALID,
                   "backward: reserve is null, must be forward's (or give saved_mean and saved_invstd)");
+    if (!p.plain() || p.weights != POPNORM_UNWEIGHTED || a.statistics > POPNORM_GIVEN)
+      return fail(POPNORM_UNSUPPORTED,
+                  "backward: saved_mean and saved_invstd do not tell enough for maps, weights, BLEND or RENORM; pass "
+                  "forward's reserve");
     POPNORM_TRY(memory.required("saved_mean", a.saved_mean, p.c, size_of(p.statistics), false));
     POPNORM_TRY(memory.required("saved_invstd", a.saved_invstd, p.c, size_of(p.statistics), false));
     POPNORM_TRY(memory.array("scale", a.scale, p.c, size_of(p.parameters), false));
+    POPNORM_TRY(memory.batch(a.batch, {true, true, true}));
   }
   POPNORM_TRY(memory.workspace(a.workspace, a.workspace_bytes));
   return memory.disjoint();
 }
 
 popnorm_status validate(const Plan& plan, const popnorm_moments_args& a) {
+  const Problem& p = plan.problem;
   Memory memory("moments", plan);
-  POPNORM_TRY(memory.tensor("x", a.x, plan.problem.x, false));
-  POPNORM_TRY(memory.moments("moments", a.moments, true));
+  POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
+  POPNORM_TRY(check_update("moments", p, a.update, memory));
+  const bool wanted = a.moments.weight != nullptr || a.moments.mean != nullptr || a.moments.m2 != nullptr;
+  if (wanted || !updates(a.update)) POPNORM_TRY(memory.moments("moments", a.moments, p.norm_group.count * p.c, true));
+  POPNORM_TRY(memory.batch(a.batch, {true, updates(a.update), false}));
+  if (updates(a.update))
+    POPNORM_TRY(check_one_each("moments", "norm_group", {p.norm_group, a.batch.norm_group}, "population_slot",
+                               {p.population_slot, a.batch.population_slot}, p.n, kOneSlot));
   POPNORM_TRY(memory.workspace(a.workspace, a.workspace_bytes));
   return memory.disjoint();
 }
 
 popnorm_status validate(const Plan& plan, const popnorm_combine_args& a) {
-  const std::int64_t c = plan.problem.c;
+  const std::int64_t entries = plan.problem.norm_group.count * plan.problem.c;
   Memory target("combine", plan);
-  POPNORM_TRY(target.moments("moments", a.moments, true));
+  POPNORM_TRY(target.moments("moments", a.moments, entries, true));
   POPNORM_TRY(target.disjoint());
   if (a.count < 0) return fail(POPNORM_INVALID, "combine: count is %lld, must be >= 0", ll{a.count});
   if (a.count > 0 && a.parts == nullptr)
@@ -449,12 +627,12 @@ popnorm_status validate(const Plan& plan, const popnorm_combine_args& a) {
     const popnorm_moment_arrays& part = a.parts[i];
     const bool in_place = part.weight == a.moments.weight && part.mean == a.moments.mean && part.m2 == a.moments.m2;
     Memory memory("combine", plan);
-    POPNORM_TRY(memory.moments("parts", part, false));
+    POPNORM_TRY(memory.moments("parts", part, entries, false));
     if (!in_place) {
-      POPNORM_TRY(memory.moments("moments", a.moments, true));
+      POPNORM_TRY(memory.moments("moments", a.moments, entries, true));
       POPNORM_TRY(memory.disjoint());
     }
-    POPNORM_TRY(check_moments_values("combine", part, c));
+    POPNORM_TRY(check_moments_values("combine", part, entries));
   }
   return POPNORM_SUCCESS;
 }
@@ -463,9 +641,23 @@ popnorm_status validate(const Plan& plan, const popnorm_finalize_args& a) {
   const Problem& p = plan.problem;
   Memory memory("finalize", plan);
   POPNORM_TRY(check_statistics("finalize", p, a, memory));
-  if (a.statistics == POPNORM_BATCH) {
-    POPNORM_TRY(memory.moments("moments", a.moments, false));
-    POPNORM_TRY(check_moments_values("finalize", a.moments, p.c));
+  const bool given = a.source.statistics == POPNORM_GIVEN;
+  if (!given) {
+    const std::int64_t entries = p.norm_group.count * p.c;
+    POPNORM_TRY(memory.moments("moments", a.moments, entries, false));
+    POPNORM_TRY(check_moments_values("finalize", a.moments, entries));
+  }
+  const bool one_slot = !given && (updates(a.update) || a.source.statistics != POPNORM_BATCH);
+  const std::int64_t slots = p.population_slot.count;
+  if (one_slot && slots > 1 && p.norm_group.count > 0) {
+    POPNORM_TRY(memory.required("group_slot", a.group_slot, p.norm_group.count, sizeof(std::int32_t), false));
+    for (std::int64_t g = 0; g < p.norm_group.count; ++g)
+      if (a.group_slot[g] < 0 || a.group_slot[g] >= slots)
+        return fail(POPNORM_INVALID, "finalize: group_slot[%lld] is %d, must be in [0, %lld)", ll{g}, a.group_slot[g],
+                    ll{slots});
+  } else if (a.group_slot != nullptr) {
+    return fail(POPNORM_INVALID,
+                "finalize: group_slot is not null, must be unless groups feed or are blended with several slots");
   }
   POPNORM_TRY(memory.reserve(a.reserve, a.reserve_bytes, true));
   return memory.disjoint();
@@ -476,7 +668,7 @@ popnorm_status validate(const Plan& plan, const popnorm_normalize_args& a) {
   Memory memory("normalize", plan);
   POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
   POPNORM_TRY(memory.tensor("y", a.y, p.y, true));
-  POPNORM_TRY(memory.reserve(a.reserve, a.reserve_bytes, false));
+  POPNORM_TRY(memory.reserve_of(a.reserve, a.reserve_bytes, a.batch));
   POPNORM_TRY(memory.workspace(a.workspace, a.workspace_bytes));
   return memory.disjoint();
 }
@@ -486,9 +678,13 @@ popnorm_status validate(const Plan& plan, const popnorm_backward_reduce_args& a)
   Memory memory("backward_reduce", plan);
   POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
   POPNORM_TRY(memory.tensor("dy", a.dy, p.dy, false));
-  POPNORM_TRY(memory.required("sum_dy", a.sum_dy, p.c, sizeof(double), true));
-  POPNORM_TRY(memory.required("sum_dy_xhat", a.sum_dy_xhat, p.c, sizeof(double), true));
-  POPNORM_TRY(memory.reserve(a.reserve, a.reserve_bytes, false));
+  POPNORM_TRY(memory.reserve_of(a.reserve, a.reserve_bytes, a.batch));
+  const std::int64_t rows = rows_of_reserve(p, a.reserve) * p.c;
+  const std::int64_t scales = p.affine_slot.count * p.c;
+  POPNORM_TRY(memory.required("sum_dy", a.sum_dy, rows, sizeof(double), true));
+  POPNORM_TRY(memory.required("sum_dy_xhat", a.sum_dy_xhat, rows, sizeof(double), true));
+  POPNORM_TRY(memory.array("dscale", a.dscale, scales, size_of(p.parameters), true));
+  POPNORM_TRY(memory.array("dshift", a.dshift, scales, size_of(p.parameters), true));
   POPNORM_TRY(memory.workspace(a.workspace, a.workspace_bytes));
   return memory.disjoint();
 }
@@ -499,14 +695,86 @@ popnorm_status validate(const Plan& plan, const popnorm_backward_apply_args& a) 
   POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
   POPNORM_TRY(memory.tensor("dy", a.dy, p.dy, false));
   POPNORM_TRY(memory.tensor("dx", a.dx, p.dx, true));
-  POPNORM_TRY(memory.reserve(a.reserve, a.reserve_bytes, false));
-  const bool batch = static_cast<const ReserveHeader*>(a.reserve)->statistics == POPNORM_BATCH;
-  if (batch) {
-    POPNORM_TRY(memory.required("sum_dy", a.sum_dy, p.c, sizeof(double), false));
-    POPNORM_TRY(memory.required("sum_dy_xhat", a.sum_dy_xhat, p.c, sizeof(double), false));
+  POPNORM_TRY(memory.reserve_of(a.reserve, a.reserve_bytes, a.batch));
+  if (static_cast<const ReserveHeader*>(a.reserve)->statistics != POPNORM_GIVEN) {
+    const std::int64_t rows = rows_of_reserve(p, a.reserve) * p.c;
+    POPNORM_TRY(memory.required("sum_dy", a.sum_dy, rows, sizeof(double), false));
+    POPNORM_TRY(memory.required("sum_dy_xhat", a.sum_dy_xhat, rows, sizeof(double), false));
   }
   POPNORM_TRY(memory.workspace(a.workspace, a.workspace_bytes));
   return memory.disjoint();
+}
+
+popnorm_status validate(const Plan& plan, const popnorm_double_backward_args& a) {
+  constexpr const char* operation = "double_backward";
+  const Problem& p = plan.problem;
+  const std::int64_t scales = p.affine_slot.count * p.c;
+  Memory memory(operation, plan);
+  POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
+  POPNORM_TRY(memory.tensor("dy", a.dy, p.dy, false));
+  if (a.v != nullptr) POPNORM_TRY(memory.tensor("v", a.v, p.dx, false));
+  POPNORM_TRY(memory.array("v_scale", a.v_scale, scales, size_of(p.parameters), false));
+  POPNORM_TRY(memory.array("v_shift", a.v_shift, scales, size_of(p.parameters), false));
+  POPNORM_TRY(memory.tensor("grad_x", a.grad_x, p.y, true));
+  if (a.grad_dy != nullptr) POPNORM_TRY(memory.tensor("grad_dy", a.grad_dy, p.dx, true));
+  POPNORM_TRY(memory.array("grad_scale", a.grad_scale, scales, size_of(p.parameters), true));
+  if (p.weights != POPNORM_UNWEIGHTED)
+    return fail(POPNORM_UNSUPPORTED, "%s: the problem has weights, of which there is no second derivative", operation);
+  POPNORM_TRY(memory.reserve_of(a.reserve, a.reserve_bytes, a.batch));
+  const int statistics = static_cast<const ReserveHeader*>(a.reserve)->statistics;
+  if (statistics != POPNORM_BATCH && statistics != POPNORM_GIVEN)
+    return fail(POPNORM_UNSUPPORTED, "%s: the reserve's statistics are %d, must be BATCH or GIVEN", operation,
+                statistics);
+  if (statistics == POPNORM_BATCH &&
+      check_one_each(operation, "norm_group", {p.norm_group, a.batch.norm_group}, "affine_slot",
+                     {p.affine_slot, a.batch.affine_slot}, p.n,
+                     "second derivatives are served only where a group has one scale") != POPNORM_SUCCESS)
+    return POPNORM_UNSUPPORTED;
+  POPNORM_TRY(memory.buffer("workspace", a.workspace, a.workspace_bytes, plan.double_backward_bytes, true));
+  return memory.disjoint();
+}
+
+popnorm_status validate_fold(const popnorm_fold_args& a) {
+  constexpr const char* operation = "fold";
+  if (a.c < 1) return fail(POPNORM_INVALID, "%s: c is %lld, must be >= 1", operation, ll{a.c});
+  if (a.row < 1) return fail(POPNORM_INVALID, "%s: row is %lld, must be >= 1", operation, ll{a.row});
+  if (a.affine_slots < 1)
+    return fail(POPNORM_INVALID, "%s: affine_slots is %lld, must be >= 1", operation, ll{a.affine_slots});
+  std::int64_t all = 0;
+  if (__builtin_mul_overflow(a.c, a.row, &all) || __builtin_mul_overflow(all, a.affine_slots, &all) ||
+      all > std::numeric_limits<std::int64_t>::max() / 8)
+    return fail(POPNORM_INVALID, "%s: affine_slots %lld x c %lld x row %lld overflows 63 bits in bytes", operation,
+                ll{a.affine_slots}, ll{a.c}, ll{a.row});
+  POPNORM_TRY(check_enum(operation, "type", a.type, POPNORM_F16));
+  if (a.type > POPNORM_F64)
+    return fail(POPNORM_UNSUPPORTED, "%s: type %d is not supported; use f32 or f64", operation, number(a.type));
+  if (!std::isfinite(a.epsilon) || a.epsilon < 0)
+    return fail(POPNORM_INVALID, "%s: epsilon is %g, must be finite and >= 0", operation, a.epsilon);
+  const std::int64_t size = a.type == POPNORM_F64 ? 8 : 4;
+  const std::int64_t scales = a.affine_slots * a.c;
+  const Plan none;
+  Memory memory(operation, none);
+  const bool in_place = a.affine_slots == 1;
+  if (!(in_place && a.weights == a.folded_weights))
+    POPNORM_TRY(memory.required("weights", a.weights, a.c * a.row, size, false));
+  if (!(in_place && a.bias == a.folded_bias)) POPNORM_TRY(memory.array("bias", a.bias, a.c, size, false));
+  POPNORM_TRY(memory.required("mean", a.mean, a.c, size, false));
+  POPNORM_TRY(memory.required("variance", a.variance, a.c, size, false));
+  POPNORM_TRY(memory.array("scale", a.scale, scales, size, false));
+  POPNORM_TRY(memory.array("shift", a.shift, scales, size, false));
+  POPNORM_TRY(memory.required("folded_weights", a.folded_weights, all, size, true));
+  POPNORM_TRY(memory.required("folded_bias", a.folded_bias, scales, size, true));
+  for (std::int64_t c = 0; c < a.c; ++c) {
+    const double variance = a.type == POPNORM_F64 ? static_cast<const double*>(a.variance)[c]
+                                                  : static_cast<double>(static_cast<const float*>(a.variance)[c]);
+    if (!(variance >= 0))
+      return fail(POPNORM_INVALID, "%s: variance[%lld] is %g, must be >= 0", operation, ll{c}, variance);
+  }
+  return memory.disjoint();
+}
+
+popnorm_status check_estimator(const char* operation, const popnorm_estimator& estimator) {
+  return check_enum(operation, "estimator", estimator, POPNORM_MEAN_OF_BATCH_VARIANCES);
 }
 
 popnorm_status validate_feed(const void* population, std::size_t bytes, const popnorm_population_feed_args& a) {
@@ -515,20 +783,20 @@ popnorm_status validate_feed(const void* population, std::size_t bytes, const po
   POPNORM_TRY(check_enum(operation, "feed", a.feed, POPNORM_FEED_MERGE));
   POPNORM_TRY(check_share(operation, "momentum", a.momentum));
   const auto& header = *static_cast<const popnorm_population_header*>(population);
-  Plan shape;
-  shape.problem.c = header.slots * header.c;
-  Memory memory(operation, shape);
+  const Plan none;
+  Memory memory(operation, none);
+  const std::int64_t entries = header.slots * header.c;
   POPNORM_TRY(memory.array("population", population, static_cast<std::int64_t>(header.bytes / sizeof(double)),
                            sizeof(double), true));
-  POPNORM_TRY(memory.moments("moments", a.moments, false));
+  POPNORM_TRY(memory.moments("moments", a.moments, entries, false));
   POPNORM_TRY(memory.disjoint());
-  return check_moments_values(operation, a.moments, shape.problem.c);
+  return check_moments_values(operation, a.moments, entries);
 }
 
 popnorm_status validate_finalize(const void* population, std::size_t bytes, const popnorm_population_finalize_args& a) {
   constexpr const char* operation = "population_finalize";
   POPNORM_TRY(check_population(operation, "population", population, bytes));
-  POPNORM_TRY(check_enum(operation, "estimator", a.estimator, POPNORM_MEAN_OF_BATCH_VARIANCES));
+  POPNORM_TRY(check_estimator(operation, a.estimator));
   POPNORM_TRY(check_enum(operation, "type", a.type, POPNORM_F16));
   if (a.type > POPNORM_F64)
     return fail(POPNORM_UNSUPPORTED, "%s: type %d is not supported; use f32 or f64", operation, number(a.type));

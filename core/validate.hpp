@@ -44,7 +44,11 @@ popnorm_status validate(const Plan& plan, const popnorm_finalize_args& a);
 popnorm_status validate(const Plan& plan, const popnorm_normalize_args& a);
 popnorm_status validate(const Plan& plan, const popnorm_backward_reduce_args& a);
 popnorm_status validate(const Plan& plan, const popnorm_backward_apply_args& a);
+popnorm_status validate(const Plan& plan, const popnorm_double_backward_args& a);
 
+popnorm_status validate_fold(const popnorm_fold_args& a);
+
+popnorm_status check_estimator(const char* operation, const popnorm_estimator& estimator);
 popnorm_status validate_feed(const void* population, std::size_t bytes, const popnorm_population_feed_args& a);
 popnorm_status validate_finalize(const void* population, std::size_t bytes, const popnorm_population_finalize_args& a);
 

@@ -66,11 +66,11 @@ const Machine& this_machine() {
   return machine;
 }
 
-Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& work, const Machine& machine,
+Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& work, const Machine& machine,
                          int concurrency, popnorm_schedule schedule, popnorm_stores stores) {
   const std::int64_t threads = std::max(concurrency, 1);
-  const std::int64_t bytes = p.elements() * size_of(p.storage);
-  const std::int64_t positions = std::max<std::int64_t>(p.n * p.s, 1);
+  const std::int64_t bytes = extent.n * p.c * p.s * size_of(p.storage);
+  const std::int64_t positions = std::max<std::int64_t>(extent.n * p.s, 1);
   const std::int64_t line = 64 / size_of(p.storage);
   Blocking b{};
   b.parallel = threads > 1 && bytes * work.tensors > kInlineBytes;
@@ -107,15 +107,15 @@ Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& wor
   }
 
   const std::int64_t tasks = b.parallel ? threads * kTasksPerThread : 1;
-  const std::int64_t tiles = std::max<std::int64_t>(tiling.tiles(), 1);
-  b.tiles = divide_up(tiles, tasks);
-  const std::int64_t groups = divide_up(tiles, b.tiles);
-  // Channels are cut too where tiles do not go round: into as many pieces as make equal shares. Not lightly in the columns
+  b.slots = divide_up(std::max<std::int64_t>(extent.slots, 1), tasks);
+  b.boxes = divide_up(std::max<std::int64_t>(extent.boxes, 1), tasks);
+  const std::int64_t parts = divide_up(std::max<std::int64_t>(extent.boxes, 1), b.boxes);
+  // Channels are cut too where boxes do not go round: into as many pieces as make equal shares. Not lightly in the columns
   // form, where it makes every row of memory shorter.
   std::int64_t cuts = 1;
-  if (groups < (rows ? tasks : 2 * threads)) {
-    cuts = divide_up(tasks, groups);
-    while (groups * cuts % threads != 0) ++cuts;
+  if (parts < (rows ? tasks : 2 * threads)) {
+    cuts = divide_up(tasks, parts);
+    while (parts * cuts % threads != 0) ++cuts;
   }
   const std::int64_t unit = rows ? 1 : line;
   b.channels = std::min(p.c, divide_up(divide_up(p.c, cuts), unit) * unit);

@@ -25,12 +25,13 @@ const Machine& this_machine();
 
 struct Blocking {
   // Slabs: channel groups of `channels`, `slabs_per_task` consecutive ones per task.
-  // Phases: tasks of `tiles` tiles x `channels` channels.
+  // Phases: tasks of `slots` slots or `boxes` boxes x `channels` channels.
   bool slabs;
   std::int64_t channels;
   std::int64_t slabs_per_task;
   bool prefetch;  // the next slab has room in cache beside this one
-  std::int64_t tiles;
+  std::int64_t slots;
+  std::int64_t boxes;
   bool parallel;  // else the calling thread does it all
   Stores stores;
 };
@@ -43,7 +44,14 @@ struct Work {
   bool applies;
 };
 
-Blocking choose_blocking(const Problem& p, const Tiling& tiling, const Work& work, const Machine& machine,
+// What is run at once: samples, their slots, and the boxes of output.
+struct Extent {
+  std::int64_t n;
+  std::int64_t slots;
+  std::int64_t boxes;
+};
+
+Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& work, const Machine& machine,
                          int concurrency, popnorm_schedule schedule, popnorm_stores stores);
 
 }  // namespace popnorm::cpu

@@ -37,14 +37,28 @@ using Arch = POPNORM_ISA_ARCH;
 #include "kernels/simd/elementwise.hpp"
 #include "kernels/simd/normalize.hpp"
 #include "kernels/simd/backward_apply.hpp"
+#include "kernels/simd/weighted.hpp"
 // clang-format on
 
 template <class T>
-constexpr Kernels kRowKernels{moments_rows<T>, normalize_rows<T>, backward_reduce_rows<T>, backward_apply_rows<T>};
+constexpr Kernels kRowKernels{moments_rows<T>,
+                              normalize_rows<T>,
+                              backward_reduce_rows<T>,
+                              backward_apply_rows<T>,
+                              weighted_moments_rows<T>,
+                              weighted_normalize<true, T>,
+                              weighted_backward_reduce_rows<T>,
+                              weighted_backward_apply<true, T>};
 
 template <class T>
-constexpr Kernels kColumnKernels{moments_columns<T>, normalize_columns<T>, backward_reduce_columns<T>,
-                                 backward_apply_columns<T>};
+constexpr Kernels kColumnKernels{moments_columns<T>,
+                                 normalize_columns<T>,
+                                 backward_reduce_columns<T>,
+                                 backward_apply_columns<T>,
+                                 weighted_moments_columns<T>,
+                                 weighted_normalize<false, T>,
+                                 weighted_backward_reduce_columns<T>,
+                                 weighted_backward_apply<false, T>};
 
 }  // namespace
 

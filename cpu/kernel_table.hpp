@@ -18,7 +18,23 @@ struct Block {
   std::int64_t samples;
   std::int64_t positions;
   std::int64_t channels;
-  const std::int64_t* index;
+  const std::int32_t* index;
+};
+
+// Which row of coefficients sample k of a block has: row[k], `pitch` elements apart; the first where row is null.
+struct RowChoice {
+  const std::int32_t* row = nullptr;
+  std::int64_t pitch = 0;
+};
+
+// Frequency weights of a block's elements, by sample (not by place in the block) and position; 0 = absent, never read into
+// arithmetic. Either weights, or lengths: then position s of sample i is present where s < length[i].
+struct Weights {
+  const float* first = nullptr;
+  std::int64_t sample = 0;
+  std::int64_t position = 0;
+  const std::int64_t* length = nullptr;
+  std::int64_t s0 = 0;  // the block's first position, for lengths
 };
 
 // `next`: where the block lies that the caller reads after this one, of about the same shape; prefetched. Null = none.
@@ -55,6 +71,7 @@ struct NormalizeArgs {
   const void* s;
   const void* b;
   Stores stores;
+  RowChoice rows = {};
 };
 
 // Per channel of the block: sum(dy) and sum(dy*(x - hi)).
@@ -67,7 +84,7 @@ struct BackwardReduceArgs {
   double* sum_dy_d;
 };
 
-// dx = a*((dy - k1) - ((x - hi)*invstd)*k2).
+// dx = (a*dy - k1) - ((x - hi)*invstd)*k2.
 struct BackwardApplyArgs {
   Block block;
   Input x;
@@ -79,6 +96,29 @@ struct BackwardApplyArgs {
   const void* k1;
   const void* k2;
   Stores stores;
+  RowChoice rows = {};
+};
+
+// The same with weights. weight: per channel of the block (all the same), beside mean and m2.
+struct WeightedMomentsArgs {
+  MomentsArgs of;
+  Weights weights;
+  double* weight;
+};
+// Sums over what is present; the weights do not multiply.
+struct WeightedBackwardReduceArgs {
+  BackwardReduceArgs of;
+  Weights weights;
+};
+// y = 0 where absent.
+struct WeightedNormalizeArgs {
+  NormalizeArgs of;
+  Weights weights;
+};
+// dx = (a*dy - w*k1) - ((x - hi)*invstd)*(w*k2), 0 where absent.
+struct WeightedBackwardApplyArgs {
+  BackwardApplyArgs of;
+  Weights weights;
 };
 
 // The kernels of one form and storage type.
@@ -87,6 +127,10 @@ struct Kernels {
   void (*normalize)(const NormalizeArgs&);
   void (*backward_reduce)(const BackwardReduceArgs&);
   void (*backward_apply)(const BackwardApplyArgs&);
+  void (*weighted_moments)(const WeightedMomentsArgs&);
+  void (*weighted_normalize)(const WeightedNormalizeArgs&);
+  void (*weighted_backward_reduce)(const WeightedBackwardReduceArgs&);
+  void (*weighted_backward_apply)(const WeightedBackwardApplyArgs&);
 };
 
 enum class Storage { f32, f64 };

@@ -3,8 +3,11 @@
 #ifndef POPNORM_KERNELS_AFFINE_HPP
 #define POPNORM_KERNELS_AFFINE_HPP
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+
+#include "kernels/moments.hpp"
 
 namespace popnorm {
 
@@ -20,12 +23,21 @@ inline T round_saturated(double value) {
   return static_cast<T>(value > limit ? limit : value);
 }
 
-// Statistics of a row: mean = hi + lo to twice the precision of T, so that |mean| >> std costs no accuracy.
-template <class T>
-struct StatisticsRow {
-  T hi;
-  T lo;
-  T invstd;
+struct MeanVariance {
+  double mean;
+  double variance;
+};
+
+// What normalizes a row, and how its gradient goes through it. xhat = (x - mean)*invstd, and with S = sum(dy),
+// Q = sum(dy*xhat) over `weight`:   dx ~ dy - (A + B*xhat)/weight,  B = (Q - d*S)*r2,  A = S - d*B.
+// Plain statistics have d = 0, r2 = 1; weight 0 says that they are constants.
+struct Statistics {
+  double mean;
+  double variance;  // of the batch where it is renormalized
+  double invstd;
+  double weight;
+  double d = 0;
+  double r2 = 1;
 };
 
 // invstd is 0 where variance + epsilon is 0 (then y is exactly shift), and at most the largest finite T.
@@ -34,10 +46,50 @@ inline double inverse_std(double variance, double epsilon) {
   return sum == 0 ? 0 : 1 / std::sqrt(sum);
 }
 
+inline Statistics batch_statistics(const Moments& batch, double epsilon) {
+  const double variance = biased_variance(batch);
+  return {batch.mean, variance, inverse_std(variance, epsilon), batch.weight};
+}
+
+inline Statistics given_statistics(const MeanVariance& given, double epsilon) {
+  return {given.mean, given.variance, inverse_std(given.variance, epsilon), 0};
+}
+
+// The mixture (1-share)*batch + share*given. x - mean is then (x - m_b) + share*(m_b - m_g), and the derivatives of mean and
+// variance by x are (1-share)/W and (1-share)/W * 2(x - mean): BATCH's with W/(1-share).
+inline Statistics blended_statistics(const Moments& batch, const MeanVariance& given, double share, double epsilon) {
+  if (batch.weight == 0 || share == 1) return given_statistics(given, epsilon);
+  const Moments both =
+      mix({batch.weight, batch.mean, batch.m2}, {batch.weight, given.mean, given.variance * batch.weight}, share);
+  const double variance = biased_variance(both);
+  return {both.mean, variance, inverse_std(variance, epsilon), batch.weight / (1 - share)};
+}
+
+// xhat = r*(x - m_b)*invstd_b + d = (x - (m_b - d/(r*invstd_b)))*(r*invstd_b).
+inline Statistics renormalized_statistics(const Moments& batch, const MeanVariance& given, double r_max, double d_max,
+                                          double epsilon) {
+  if (batch.weight == 0) return given_statistics(given, epsilon);
+  const Statistics s = batch_statistics(batch, epsilon);
+  const double given_invstd = inverse_std(given.variance, epsilon);
+  if (s.invstd == 0) return s;  // a constant channel without epsilon: y is shift
+  const double r = std::clamp(given_invstd / s.invstd, 1 / r_max, r_max);
+  const double d = std::clamp((batch.mean - given.mean) * given_invstd, -d_max, d_max);
+  const double invstd = r * s.invstd;
+  return {batch.mean - d / invstd, s.variance, invstd, batch.weight, d, 1 / (r * r)};
+}
+
+// Statistics of a row: mean = hi + lo to twice the precision of T, so that |mean| >> std costs no accuracy.
 template <class T>
-inline StatisticsRow<T> statistics_row(double mean, double variance, double epsilon) {
+struct StatisticsRow {
+  T hi;
+  T lo;
+  T invstd;
+};
+
+template <class T>
+inline StatisticsRow<T> statistics_row(double mean, double invstd) {
   const T hi = round_to<T>(mean);
-  return {hi, round_to<T>(mean - static_cast<double>(hi)), round_saturated<T>(inverse_std(variance, epsilon))};
+  return {hi, round_to<T>(mean - static_cast<double>(hi)), round_saturated<T>(invstd)};
 }
 
 // y = (x - hi)*s + b. The low part of the mean is folded into b: it costs nothing per element.
@@ -66,7 +118,8 @@ inline double sum_dy_xhat(const StatisticsRow<T>& row, double sum_dy, double sum
   return static_cast<double>(row.invstd) * (sum_dy_d - static_cast<double>(row.lo) * sum_dy);
 }
 
-// dx = a*((dy - k1) - ((x - hi)*invstd)*k2), with lo folded into k1.
+// dx = (a*dy - k1) - ((x - hi)*invstd)*k2, with lo folded into k1. p1 and p2 are A/W and B/W. Where they are not `scaled`,
+// of sums of scale*dy, the gain that multiplies dy multiplies them too: equal gradients then cancel exactly.
 template <class T>
 struct GradientRow {
   T a;
@@ -75,12 +128,13 @@ struct GradientRow {
 };
 
 template <class T>
-inline GradientRow<T> gradient_row(const StatisticsRow<T>& row, T scale, double weight, double sum_dy,
-                                   double sum_dy_xhat) {
-  if (!(weight > 0)) return {gain(scale, row.invstd), T(0), T(0)};
-  const double k2 = sum_dy_xhat / weight;
-  const double k1 = sum_dy / weight - static_cast<double>(row.lo) * static_cast<double>(row.invstd) * k2;
-  return {gain(scale, row.invstd), round_to<T>(k1), round_to<T>(k2)};
+inline GradientRow<T> gradient_row(const StatisticsRow<T>& row, T scale, bool scaled, double p1, double p2) {
+  const double invstd = static_cast<double>(row.invstd);
+  const T a = gain(scale, row.invstd);
+  const double factor = scaled ? invstd : static_cast<double>(a);
+  const double k2 = factor * p2;
+  const double k1 = factor * p1 - static_cast<double>(row.lo) * invstd * k2;
+  return {a, round_to<T>(k1), round_to<T>(k2)};
 }
 
 }  // namespace popnorm

@@ -25,6 +25,17 @@ constexpr Moments combine(const Moments& p, const Moments& q) {
   return {weight, a.mean + delta * share, (a.m2 + b.m2) + (delta * delta) * (a.weight * share)};
 }
 
+// What is left of a when its subset b is taken out: combine(result, b) is a. b.weight <= a.weight. Digits cancel: the errors of
+// m2 and of weight*mean are of the size of a's.
+constexpr Moments subtract(const Moments& a, const Moments& b) {
+  if (b.weight == 0) return a;
+  const double weight = a.weight - b.weight;
+  if (weight <= 0) return {};
+  const double delta = a.mean - b.mean;
+  const double m2 = (a.m2 - b.m2) - (delta * delta) * (a.weight * (b.weight / weight));
+  return {weight, a.mean + delta * (b.weight / weight), m2 > 0 ? m2 : 0};
+}
+
 // The distribution (1-share)*p + share*q by weight fractions instead of weights: what an exponential or cumulative
 // average does to moments. The weight, an effective number of elements, is mixed like the mean.
 constexpr Moments mix(const Moments& p, const Moments& q, double share) {

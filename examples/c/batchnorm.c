@@ -48,8 +48,8 @@ int main(void) {
   forward.y = y;
   forward.scale = scale;
   forward.shift = shift;
-  forward.running_mean = running_mean;
-  forward.running_variance = running_variance;
+  forward.update.running_mean = running_mean;
+  forward.update.running_variance = running_variance;
   forward.reserve = reserve;
   forward.reserve_bytes = info.reserve_bytes;
   forward.workspace = workspace;

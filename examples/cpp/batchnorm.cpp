@@ -30,9 +30,9 @@ int run() {
   training.y = y.data();
   training.scale = scale.data();
   training.shift = shift.data();
-  training.population = population.data();
-  training.population_bytes = population.size();
-  training.feed = POPNORM_FEED_MERGE;
+  training.update.population = population.data();
+  training.update.population_bytes = population.size();
+  training.update.feed = POPNORM_FEED_MERGE;
   plan.forward(training);
 
   popnorm_backward_args gradient = popnorm::backward_args(workspace, reserve);
@@ -50,9 +50,9 @@ int run() {
   inference.y = inferred.data();
   inference.scale = scale.data();
   inference.shift = shift.data();
-  inference.statistics = POPNORM_GIVEN;
-  inference.given_population = population.data();
-  inference.given_population_bytes = population.size();
+  inference.source.statistics = POPNORM_GIVEN;
+  inference.source.population = population.data();
+  inference.source.population_bytes = population.size();
   plan.forward(inference);
 
   double difference = 0, sum = 0;

@@ -142,16 +142,16 @@ void BatchNorm::forward(const Tensor& x, Tensor& y, const Statistics& statistics
   args.shift = shift_.value.data();
   if (statistics.given != nullptr) {
     const popnorm::population& given = statistics.given->at(layer);
-    args.statistics = POPNORM_GIVEN;
-    args.given_population = given.data();
-    args.given_population_bytes = given.size();
+    args.source.statistics = POPNORM_GIVEN;
+    args.source.population = given.data();
+    args.source.population_bytes = given.size();
   }
   if (statistics.fed != nullptr) {
     popnorm::population& fed = statistics.fed->at(layer);
-    args.population = fed.data();
-    args.population_bytes = fed.size();
-    args.feed = statistics.feed;
-    args.momentum = statistics.momentum;
+    args.update.population = fed.data();
+    args.update.population_bytes = fed.size();
+    args.update.feed = statistics.feed;
+    args.update.momentum = statistics.momentum;
   }
   last_->plan.forward(args);
 }

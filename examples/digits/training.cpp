@@ -35,8 +35,8 @@ struct Moments {
       : mean(static_cast<std::size_t>(population.header().c)), variance(mean.size()) {
     popnorm_population_finalize_args args = POPNORM_POPULATION_FINALIZE_ARGS_INIT;
     args.type = POPNORM_F64;
-    args.mean = mean.data();
-    args.variance = variance.data();
+    args.source.mean = mean.data();
+    args.source.variance = variance.data();
     population.finalize(args);
   }
   std::vector<double> mean;

@@ -9,16 +9,19 @@
  *   backward = backward_reduce -> backward_apply            popnorm_backward
  *
  * Shapes.    x, y, dy, dx: N x C x S elements in `layout`, with the problem's strides.
- *            scale, shift, dscale, dshift: [C], of type `parameters`.
- *            mean, variance, saved_*, running_*: [C], of type `statistics`.
- *            moments and sums: [C], always double.
+ *            scale, shift, dscale, dshift: [affine_slots][C], of type `parameters`.
+ *            mean, variance, running_*: [population_slots][C], of type `statistics`.
+ *            moments: [groups][C], always double.
+ *            saved_*, of type `statistics`, and sums, always double: [rows][C]. A row holds the statistics that normalize
+ *            some of the samples: one per group, or one per population slot where statistics are given.
+ *            groups, population_slots and affine_slots are 1 for plain batch normalization.
  *
- * Formulas.  (Ioffe & Szegedy 2015; moments by Chan, Golub & LeVeque 1983)
- *            W = N*S, mean = sum(x)/W, m2 = sum((x-mean)^2), variance = m2/W (biased; unbiased is m2/(W-1)),
+ * Formulas.  (Ioffe & Szegedy 2015; moments by Chan, Golub & LeVeque 1983; Wu & Johnson 2021) Over the elements of a group,
+ *            W = sum(w), mean = sum(w*x)/W, m2 = sum(w*(x-mean)^2), variance = m2/W (biased; unbiased is m2/(W-1)),
  *            invstd = 1/sqrt(variance + epsilon), xhat = (x-mean)*invstd, y = scale*xhat + shift,
- *            dshift = sum(dy), dscale = sum(dy*xhat),
- *            dx = scale*invstd*(dy - dshift/W - xhat*dscale/W)   through batch statistics,
- *            dx = scale*invstd*dy                                with given statistics.
+ *            dshift = sum(dy), dscale = sum(dy*xhat) over the samples of an affine slot,
+ *            dx = invstd*(scale*dy - (w/W)*(A + xhat*B)), A = sum(scale*dy), B = sum(scale*dy*xhat) over the group
+ *            through batch statistics, dx = scale*invstd*dy with given statistics. w = 1 unless the problem has weights.
  *            Error bounds: docs/numerics.md.
  *
  * Aliasing.  y may be x, dx may be dy or x (same pointer and same strides). No other output may overlap an input or
@@ -103,6 +106,31 @@ typedef struct popnorm_strides {
   int64_t row;
 } popnorm_strides;
 
+/* What the batch is: a map gives every sample n an id. */
+typedef enum popnorm_map_kind {
+  POPNORM_WHOLE = 0,      /* all samples 0. k must be 0 */
+  POPNORM_CONTIGUOUS = 1, /* n / k: k neighbours each, the last ids' fewer. Ghost BN; one id per worker's share */
+  POPNORM_STRIDED = 2,    /* n % k: k ids dealt in turn */
+  POPNORM_PER_SAMPLE = 3, /* n. Instance normalization, as norm_group. k must be 0 */
+  POPNORM_LABELS = 4      /* any: int32 ids in [0, k) come with each call (popnorm_batch). Domains, permuted groups */
+} popnorm_map_kind;
+
+typedef struct popnorm_map {
+  popnorm_map_kind kind;
+  int64_t k;
+} popnorm_map;
+
+/* Weights are frequency weights: an element of weight 3 counts as if it were there three times, one of weight 0 is absent:
+ * x and dy there never enter arithmetic (they may be NaN), y = 0 and dx = 0 are written. A mask is a weight of 0 or 1.
+ * The sums of backward are over the elements that are present, unweighted. */
+typedef enum popnorm_weights {
+  POPNORM_UNWEIGHTED = 0,
+  POPNORM_WEIGHTS_PER_SAMPLE = 1,   /* float[n] */
+  POPNORM_WEIGHTS_PER_POSITION = 2, /* float[n][s], packed */
+  POPNORM_LENGTHS =
+      3 /* int64_t[n]: positions [0, length) of a sample are present with weight 1, those beyond are absent */
+} popnorm_weights;
+
 typedef struct popnorm_problem {
   size_t size;
   int64_t n; /* samples, >= 0; an empty batch is valid and changes nothing */
@@ -117,15 +145,30 @@ typedef struct popnorm_problem {
   popnorm_strides y;
   popnorm_strides dy;
   popnorm_strides dx;
+  popnorm_map norm_group;      /* which samples are normalized together; a group may be empty */
+  popnorm_map population_slot; /* which population statistics a sample feeds, or is normalized by */
+  popnorm_map affine_slot;     /* which scale and shift apply to it */
+  popnorm_weights weights;
 } popnorm_problem;
 
 #define POPNORM_PROBLEM_INIT                                                                                          \
   {                                                                                                                   \
     sizeof(popnorm_problem), 0, 0, 0, POPNORM_NCHW, POPNORM_TYPE_DEFAULT, POPNORM_TYPE_DEFAULT, POPNORM_TYPE_DEFAULT, \
-        1e-5, {0, 0}, {0, 0}, {0, 0}, {                                                                               \
-      0, 0                                                                                                            \
-    }                                                                                                                 \
+        1e-5, {0, 0}, {0, 0}, {0, 0}, {0, 0}, {POPNORM_WHOLE, 0}, {POPNORM_WHOLE, 0}, {POPNORM_WHOLE, 0},             \
+        POPNORM_UNWEIGHTED                                                                                            \
   }
+
+/* What one call says of the problem's samples: ids for every map of kind LABELS, and the weights that the problem has. All
+ * other pointers must be null. Backward must get what forward got. */
+typedef struct popnorm_batch {
+  const int32_t* norm_group;      /* [n], in [0, k) */
+  const int32_t* population_slot; /* [n], in [0, k) */
+  const int32_t* affine_slot;     /* [n], in [0, k) */
+  const void* weights;            /* see popnorm_weights: finite and >= 0; lengths in [0, s] */
+} popnorm_batch;
+
+#define POPNORM_BATCH_INIT \
+  { NULL, NULL, NULL, NULL }
 
 /* ------------------------------------------------------------------------------------------------ execution options */
 
@@ -188,9 +231,10 @@ typedef struct popnorm_plan popnorm_plan;
 
 /* Validates `problem` and `options` (null = defaults) and makes a plan. One allocation, a few microseconds.
  * INVALID: null problem or plan; n < 0, c < 1, s < 0; a size whose bytes overflow 63 bits; non-finite or negative epsilon;
- *          unknown enum values; strides that let rows overlap; an executor without parallel_for or concurrency < 1;
- *          an ISA or backend name that does not exist.
- * UNSUPPORTED: types, backends, an ISA that exists but does not run here; struct bytes this version does not know.
+ *          unknown enum values; strides that let rows overlap; a map's k < 1 where it has one, not 0 where it has none;
+ *          an executor without parallel_for or concurrency < 1; an ISA or backend name that does not exist.
+ * UNSUPPORTED: types, backends, an ISA that exists but does not run here; more than 2^31 - 1 samples with labels or a
+ *          strided map; struct bytes this version does not know.
  * OUT_OF_MEMORY: the allocation failed. On failure *plan is null. */
 POPNORM_API popnorm_status popnorm_plan_create(const popnorm_problem* problem, const popnorm_options* options,
                                                popnorm_plan** plan);
@@ -201,16 +245,20 @@ POPNORM_API void popnorm_plan_destroy(popnorm_plan* plan);
 typedef struct popnorm_plan_info {
   size_t size;
   size_t workspace_bytes; /* scratch of one call: contents need not be kept, must not be shared by concurrent calls */
-  size_t workspace_alignment; /* 64 */
-  size_t reserve_bytes;       /* written by forward or finalize, read by normalize and backward */
-  size_t reserve_alignment;   /* 64 */
-  popnorm_backend backend;    /* the one chosen, never AUTO */
-  const char* isa;            /* the tier chosen; static string */
-  int64_t tiles;              /* partial results per channel that are combined in a fixed tree */
+  size_t workspace_alignment;             /* 64 */
+  size_t reserve_bytes;                   /* written by forward or finalize, read by normalize and backward */
+  size_t reserve_alignment;               /* 64 */
+  popnorm_backend backend;                /* the one chosen, never AUTO */
+  const char* isa;                        /* the tier chosen; static string */
+  int64_t tiles;                          /* partial results per channel, at most, that are combined in fixed trees */
+  size_t double_backward_workspace_bytes; /* of popnorm_double_backward */
+  int64_t groups;
+  int64_t population_slots;
+  int64_t affine_slots;
 } popnorm_plan_info;
 
 #define POPNORM_PLAN_INFO_INIT \
-  { sizeof(popnorm_plan_info), 0, 0, 0, 0, POPNORM_BACKEND_AUTO, NULL, 0 }
+  { sizeof(popnorm_plan_info), 0, 0, 0, 0, POPNORM_BACKEND_AUTO, NULL, 0, 0, 0, 0, 0 }
 
 POPNORM_API popnorm_status popnorm_plan_query(const popnorm_plan* plan, popnorm_plan_info* info);
 
@@ -222,7 +270,8 @@ POPNORM_API popnorm_status popnorm_plan_query(const popnorm_plan* plan, popnorm_
  *   m2_within            the part of m2 that lies inside batches
  *   var_sum, var_weight  weighted sum of unbiased batch variances, and its weights
  *   batches, nonfinite   how many batches were taken, and how many had non-finite moments in this channel
- * It may be copied with memcpy and written to disk. Slots are 1 wherever a forward feeds or reads it in this version. */
+ * It may be copied with memcpy; popnorm_population_serialize makes bytes that any machine can read back. A copy kept before
+ * an update rolls it back. */
 typedef struct popnorm_population_header {
   char magic[8];       /* "POPNORM" and a zero */
   uint32_t version;    /* 1 */
@@ -231,7 +280,8 @@ typedef struct popnorm_population_header {
   int64_t c;
   int64_t steps; /* feeds that were taken */
   uint64_t bytes;
-  uint8_t room[80]; /* zero; for serialization checksums and later versions */
+  uint64_t checksum; /* of the serialized form; 0 in memory */
+  uint8_t room[72];  /* zero; for later versions */
 } popnorm_population_header;
 
 /* How a batch of moments B joins a population P. */
@@ -295,40 +345,122 @@ typedef struct popnorm_population_finalize_args {
 POPNORM_API popnorm_status popnorm_population_finalize(const void* population, size_t bytes,
                                                        const popnorm_population_finalize_args* args);
 
+/* target = the two populations pooled, slot by slot: by true weights, whatever fed them (ranks, shards, days). Exact as
+ * POPNORM_FEED_MERGE is. INVALID: a corrupted or foreign header, different slots or c, the same buffer. */
+POPNORM_API popnorm_status popnorm_population_combine(void* target, size_t target_bytes, const void* other,
+                                                      size_t other_bytes);
+
+/* Takes out of target what `other` holds: the inverse of popnorm_population_combine (a domain, a worker, a bad batch).
+ * Digits cancel: the error of mean and m2 is a few 2^-53 of *target's* std and m2, however little is left; m2 that cancels
+ * entirely is 0. INVALID, nothing written: as popnorm_population_combine; other holds more weight, batches or steps than target. */
+POPNORM_API popnorm_status popnorm_population_subtract(void* target, size_t target_bytes, const void* other,
+                                                       size_t other_bytes);
+
+/* Multiplies every weight by `factor` in [0, 1], so that what was fed counts less against what will be merged; mean and
+ * variance stay. 0 empties. Decaying by 1 - momentum before each merge is an EMA by weight. Counts stay. */
+POPNORM_API popnorm_status popnorm_population_decay(void* population, size_t bytes, double factor);
+
+/* How sure the population's mean is: error[slots][c] = sqrt(between/(batches*(batches-1)*weight/batches)) with
+ * between = m2 - m2_within, the variance of batch means: independent batches of equal weight are assumed. In units of the
+ * channel's standard deviation, which is what normalization divides by. +Inf with fewer than two batches; 0 where the
+ * variance is 0. "Enough samples" is when it is small against what the network tolerates (0.01, say). */
+POPNORM_API popnorm_status popnorm_population_standard_error(const void* population, size_t bytes, double* error);
+
+/* How far the mean and variance of `population` are from those of `reference` (EMA from exact statistics, say), over all slots
+ * and channels that both have fed and whose reference variance is > 0:
+ *   mean_rms = rms((mean - mean_ref)/std_ref),  log2_variance_rms = rms(log2(variance/variance_ref)), and their largest.
+ * A variance of 0 against one above 0 has an infinite ratio. */
+typedef struct popnorm_drift {
+  size_t size;
+  popnorm_estimator estimator;           /* in: of population's variance; reference's is the biased one */
+  popnorm_estimator reference_estimator; /* in */
+  int64_t channels;                      /* out: slots x channels compared */
+  double mean_rms, mean_max;
+  double log2_variance_rms, log2_variance_max;
+} popnorm_drift;
+
+#define POPNORM_DRIFT_INIT \
+  { sizeof(popnorm_drift), POPNORM_BIASED, POPNORM_BIASED, 0, 0, 0, 0, 0 }
+
+/* INVALID: a corrupted or foreign header, different slots or c. */
+POPNORM_API popnorm_status popnorm_population_drift(const void* population, size_t bytes, const void* reference,
+                                                    size_t reference_bytes, popnorm_drift* drift);
+
+/* The population as bytes for a file: the same layout, little-endian on every machine, with a checksum (CRC-64/XZ of all other
+ * bytes) in the header. `to` has at least the population's bytes and may not overlap it. */
+POPNORM_API popnorm_status popnorm_population_serialize(const void* population, size_t bytes, void* to,
+                                                        size_t to_bytes);
+
+/* Reads such bytes back; `population` has room for them (popnorm_population_size). INVALID, nothing written: truncated or
+ * damaged bytes, too little room. UNSUPPORTED: a later version. */
+POPNORM_API popnorm_status popnorm_population_deserialize(const void* from, size_t from_bytes, void* population,
+                                                          size_t bytes);
+
 /* ------------------------------------------------------------------------------------------------ forward, backward */
 
 typedef enum popnorm_statistics {
-  POPNORM_BATCH = 0, /* of this batch: ordinary training; "mini-batch statistics in inference" */
-  POPNORM_GIVEN = 1  /* handed in: ordinary inference; "population statistics in training" (FrozenBN) */
+  POPNORM_BATCH = 0, /* of this batch, per group: ordinary training; "mini-batch statistics in inference" */
+  POPNORM_GIVEN =
+      1, /* handed in, per population slot: ordinary inference; "population statistics in training" (FrozenBN) */
+  /* The mixture of both distributions, share*given + (1-share)*batch:
+   *   mean = (1-share)*m_b + share*m_g,  variance = (1-share)*v_b + share*v_g + share*(1-share)*(m_b-m_g)^2
+   * (test-time normalization, Lim et al. 2023). Given statistics are constants in backward, whose gradient is that of BATCH
+   * with W/(1-share) in place of W. */
+  POPNORM_BLEND = 2,
+  /* Batch renormalization (Ioffe 2017): xhat = r*(x-m_b)/s_b + d with s = sqrt(variance + epsilon),
+   *   r = s_b/s_g clipped to [1/renorm_r, renorm_r], d = (m_b-m_g)/s_g clipped to [-renorm_d, renorm_d],
+   * both constants in backward. */
+  POPNORM_RENORM = 3
 } popnorm_statistics;
 
-/* y = scale*(x-mean)*invstd + shift.
- *                     statistics = BATCH                         statistics = GIVEN
- *   training          feed running_* or a population, reserve    reserve
- *   inference         no feed, no reserve                        no reserve */
-typedef struct popnorm_forward_args {
-  size_t size;
-  const void* x;
-  void* y;           /* may be x */
-  const void* scale; /* null = 1 */
-  const void* shift; /* null = 0 */
+/* Where statistics come from. GIVEN, BLEND, RENORM need the statistics of the population slots: either mean and variance
+ * (finite mean, variance >= 0 are the caller's duty), or a population. BATCH needs none, all must be null. */
+typedef struct popnorm_source {
   popnorm_statistics statistics;
-  /* GIVEN: either mean and variance (finite mean, variance >= 0 are the caller's duty), or a population. Else null. */
+  popnorm_estimator estimator; /* of the population */
   const void* mean;
   const void* variance;
-  const void* given_population;
-  size_t given_population_bytes;
-  popnorm_estimator given_estimator;
-  /* BATCH: optional outputs. running_* follow PyTorch's rule, (1-momentum)*running + momentum*new with the unbiased
-   * variance; running_variance is left untouched where W <= 1, both where W = 0. Either of the two may be null. A
-   * population is fed as popnorm_population_feed does. */
+  const void* population;
+  size_t population_bytes;
+  double share;    /* BLEND: the weight of the given statistics, in [0, 1] */
+  double renorm_r; /* RENORM: >= 1 */
+  double renorm_d; /* RENORM: >= 0 */
+} popnorm_source;
+
+#define POPNORM_SOURCE_INIT \
+  { POPNORM_BATCH, POPNORM_BIASED, NULL, NULL, NULL, 0, 0.5, 3, 5 }
+
+/* What a batch's moments update; not with GIVEN. Every group must feed one slot: all of a group's samples have the same
+ * population_slot. The groups that feed a slot are merged into one batch: one update per call and slot.
+ * running_* follow PyTorch's rule, (1-momentum)*running + momentum*new with the unbiased variance; running_variance is left
+ * untouched where W <= 1, both where W = 0. Either of the two may be null. A population is fed as popnorm_population_feed
+ * does: a slot's batch is taken whole, or not at all where moments are not finite. */
+typedef struct popnorm_update {
   void* running_mean;
   void* running_variance;
   void* population;
   size_t population_bytes;
   popnorm_feed feed;
   double momentum; /* weight of the new batch, in [0, 1]; of running_* and of EMA */
-  /* Optional outputs: mean and invstd used, rounded to `statistics`; the batch's moments (BATCH only, all three). */
+} popnorm_update;
+
+#define POPNORM_UPDATE_INIT \
+  { NULL, NULL, NULL, 0, POPNORM_FEED_EMA, 0.1 }
+
+/* y = scale*(x-mean)*invstd + shift.
+ *                     statistics from the batch                  statistics = GIVEN
+ *   training          update running_* or a population, reserve  reserve
+ *   inference         no update, no reserve                      no reserve */
+typedef struct popnorm_forward_args {
+  size_t size;
+  const void* x;
+  void* y;           /* may be x */
+  const void* scale; /* null = 1 */
+  const void* shift; /* null = 0 */
+  popnorm_batch batch;
+  popnorm_source source;
+  popnorm_update update;
+  /* Optional outputs: mean and invstd used, rounded to `statistics`; the batch's moments (not with GIVEN; all three). */
   void* saved_mean;
   void* saved_invstd;
   popnorm_moment_arrays moments;
@@ -338,15 +470,17 @@ typedef struct popnorm_forward_args {
   size_t workspace_bytes;
 } popnorm_forward_args;
 
-#define POPNORM_FORWARD_ARGS_INIT                                                                                   \
-  {                                                                                                                 \
-    sizeof(popnorm_forward_args), NULL, NULL, NULL, NULL, POPNORM_BATCH, NULL, NULL, NULL, 0, POPNORM_BIASED, NULL, \
-        NULL, NULL, 0, POPNORM_FEED_EMA, 0.1, NULL, NULL, {NULL, NULL, NULL}, NULL, 0, NULL, 0                      \
+#define POPNORM_FORWARD_ARGS_INIT                                                                  \
+  {                                                                                                \
+    sizeof(popnorm_forward_args), NULL, NULL, NULL, NULL, POPNORM_BATCH_INIT, POPNORM_SOURCE_INIT, \
+        POPNORM_UPDATE_INIT, NULL, NULL, {NULL, NULL, NULL}, NULL, 0, NULL, 0                      \
   }
 
 /* INVALID: null x, y or workspace (for a non-empty batch); overlap (see Aliasing); unaligned base pointers; workspace or
- * reserve too small; momentum outside [0, 1]; given statistics with BATCH, missing with GIVEN; running_*, population or
- * moments with GIVEN; a corrupted or foreign population, or one with another slot or channel count. */
+ * reserve too small; labels or weights that the problem has not, missing ones, ones out of range; momentum or share outside
+ * [0, 1], renorm_r < 1, renorm_d < 0; given statistics with BATCH, missing with another source; an update or moments with
+ * GIVEN; a group that feeds two slots, with an update, BLEND or RENORM; a corrupted or foreign population, or one with
+ * another slot or channel count. */
 POPNORM_API popnorm_status popnorm_forward(const popnorm_plan* plan, const popnorm_forward_args* args, void* stream);
 
 /* Any subset of dx, dscale, dshift. The gradient goes through batch statistics or treats given ones as constant, as the
@@ -355,14 +489,16 @@ typedef struct popnorm_backward_args {
   size_t size;
   const void* x;
   const void* dy;
-  void* dx;           /* or null; may be dy or x */
-  void* dscale;       /* or null */
-  void* dshift;       /* or null */
-  int32_t accumulate; /* 1: dscale and dshift are added to; 0: overwritten */
+  popnorm_batch batch; /* as in forward */
+  void* dx;            /* or null; may be dy or x */
+  void* dscale;        /* or null */
+  void* dshift;        /* or null */
+  int32_t accumulate;  /* 1: dscale and dshift are added to; 0: overwritten */
   const void* reserve;
   size_t reserve_bytes;
-  /* Instead of a reserve: the saved outputs of forward, its scale and its statistics source. The mean has then been rounded
-   * to `statistics`, which adds an error of u*|mean|*invstd per unit of xhat to dx and dscale. */
+  /* Instead of a reserve, for an unweighted problem whose maps are all WHOLE: the saved outputs of forward, its scale and
+   * its statistics, BATCH or GIVEN. The mean has then been rounded to `statistics`, which adds an error of
+   * u*|mean|*invstd per unit of xhat to dx and dscale. */
   const void* saved_mean;
   const void* saved_invstd;
   const void* scale;             /* null = 1; only with saved_*: a reserve holds the scale that forward used */
@@ -371,11 +507,15 @@ typedef struct popnorm_backward_args {
   size_t workspace_bytes;
 } popnorm_backward_args;
 
-#define POPNORM_BACKWARD_ARGS_INIT \
-  { sizeof(popnorm_backward_args), NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, NULL, NULL, NULL, POPNORM_BATCH, NULL, 0 }
+#define POPNORM_BACKWARD_ARGS_INIT                                                                                 \
+  {                                                                                                                \
+    sizeof(popnorm_backward_args), NULL, NULL, POPNORM_BATCH_INIT, NULL, NULL, NULL, 0, NULL, 0, NULL, NULL, NULL, \
+        POPNORM_BATCH, NULL, 0                                                                                     \
+  }
 
 /* INVALID: as popnorm_forward; no output at all; neither or both of reserve and saved_*; a reserve that no forward or
- * finalize with these channels and this storage type wrote; accumulate outside {0, 1}. */
+ * finalize of this problem, or one with other labels, wrote; accumulate outside {0, 1}.
+ * UNSUPPORTED: saved_* with maps, weights, BLEND or RENORM. */
 POPNORM_API popnorm_status popnorm_backward(const popnorm_plan* plan, const popnorm_backward_args* args, void* stream);
 
 /* ------------------------------------------------------------------------------------------------ the six operations */
@@ -386,20 +526,23 @@ POPNORM_API popnorm_status popnorm_backward(const popnorm_plan* plan, const popn
 typedef struct popnorm_moments_args {
   size_t size;
   const void* x;
-  popnorm_moment_arrays moments; /* out, overwritten */
+  popnorm_batch batch;
+  popnorm_moment_arrays moments; /* out [groups][c], overwritten; null (all three) if only the update is wanted */
+  popnorm_update update;
   void* workspace;
   size_t workspace_bytes;
 } popnorm_moments_args;
 
 #define POPNORM_MOMENTS_ARGS_INIT \
-  { sizeof(popnorm_moments_args), NULL, {NULL, NULL, NULL}, NULL, 0 }
+  { sizeof(popnorm_moments_args), NULL, POPNORM_BATCH_INIT, {NULL, NULL, NULL}, POPNORM_UPDATE_INIT, NULL, 0 }
 
-/* moments = those of x. INVALID: as popnorm_forward. */
+/* moments = those of x per group, and what they update: a pass that only takes statistics, such as PreciseBN's.
+ * INVALID: as popnorm_forward; neither moments nor an update. */
 POPNORM_API popnorm_status popnorm_moments(const popnorm_plan* plan, const popnorm_moments_args* args, void* stream);
 
 typedef struct popnorm_combine_args {
   size_t size;
-  const popnorm_moment_arrays* parts; /* [count] */
+  const popnorm_moment_arrays* parts; /* [count], each of [groups][c] */
   int64_t count;                      /* >= 0; no parts give weight 0, mean 0, m2 0 */
   popnorm_moment_arrays moments;      /* out; may be one of the parts */
 } popnorm_combine_args;
@@ -415,33 +558,24 @@ POPNORM_API popnorm_status popnorm_combine(const popnorm_plan* plan, const popno
 
 typedef struct popnorm_finalize_args {
   size_t size;
-  const void* scale; /* null = 1 */
-  const void* shift; /* null = 0 */
-  popnorm_statistics statistics;
-  /* BATCH: in; weight may exceed N*S (synchronized BN). GIVEN: null. */
-  popnorm_moment_arrays moments;
-  /* The rest as in popnorm_forward_args. */
-  const void* mean;
-  const void* variance;
-  const void* given_population;
-  size_t given_population_bytes;
-  popnorm_estimator given_estimator;
-  void* running_mean;
-  void* running_variance;
-  void* population;
-  size_t population_bytes;
-  popnorm_feed feed;
-  double momentum;
-  void* saved_mean;
+  const void* scale;             /* null = 1 */
+  const void* shift;             /* null = 0 */
+  popnorm_moment_arrays moments; /* in [groups][c]; weight may exceed the batch's (synchronized BN). GIVEN: null */
+  popnorm_source source;
+  popnorm_update update;
+  /* [groups], in [0, population_slots): the slot that each group feeds and is blended or renormalized with. Needed for
+   * these where there are several slots, else null. */
+  const int32_t* group_slot;
+  void* saved_mean; /* optional outputs, as in popnorm_forward_args */
   void* saved_invstd;
   void* reserve; /* out, required */
   size_t reserve_bytes;
 } popnorm_finalize_args;
 
-#define POPNORM_FINALIZE_ARGS_INIT                                                                                     \
-  {                                                                                                                    \
-    sizeof(popnorm_finalize_args), NULL, NULL, POPNORM_BATCH, {NULL, NULL, NULL}, NULL, NULL, NULL, 0, POPNORM_BIASED, \
-        NULL, NULL, NULL, 0, POPNORM_FEED_EMA, 0.1, NULL, NULL, NULL, 0                                                \
+#define POPNORM_FINALIZE_ARGS_INIT                                                                                 \
+  {                                                                                                                \
+    sizeof(popnorm_finalize_args), NULL, NULL, {NULL, NULL, NULL}, POPNORM_SOURCE_INIT, POPNORM_UPDATE_INIT, NULL, \
+        NULL, NULL, NULL, 0                                                                                        \
   }
 
 /* Turns moments (or given statistics) into the reserve: per channel {hi, lo, invstd}, weight, and the scale and shift used.
@@ -452,6 +586,7 @@ typedef struct popnorm_normalize_args {
   size_t size;
   const void* x;
   void* y; /* may be x */
+  popnorm_batch batch;
   const void* reserve;
   size_t reserve_bytes;
   void* workspace;
@@ -459,28 +594,34 @@ typedef struct popnorm_normalize_args {
 } popnorm_normalize_args;
 
 #define POPNORM_NORMALIZE_ARGS_INIT \
-  { sizeof(popnorm_normalize_args), NULL, NULL, NULL, 0, NULL, 0 }
+  { sizeof(popnorm_normalize_args), NULL, NULL, POPNORM_BATCH_INIT, NULL, 0, NULL, 0 }
 
 /* y from x and the reserve. INVALID: as popnorm_forward and popnorm_backward. */
 POPNORM_API popnorm_status popnorm_normalize(const popnorm_plan* plan, const popnorm_normalize_args* args,
                                              void* stream);
 
+/* Sums over the samples of a statistics row, what a backward through statistics needs of everybody who shared them. With
+ * one affine slot they are those of dy, which are also dshift and dscale. With several, each dy is multiplied by its
+ * sample's scale first (A and B of the formulas above): samples of several slots may share a row. */
 typedef struct popnorm_backward_reduce_args {
   size_t size;
   const void* x;
   const void* dy;
+  popnorm_batch batch;
   const void* reserve;
   size_t reserve_bytes;
-  double* sum_dy;      /* out [c]: sum(dy) */
-  double* sum_dy_xhat; /* out [c]: sum(dy*xhat) */
+  double* sum_dy;      /* out [rows][c] */
+  double* sum_dy_xhat; /* out [rows][c] */
+  void* dscale;        /* optional out [affine_slots][c] of type `parameters` */
+  void* dshift;        /* optional out [affine_slots][c] */
   void* workspace;
   size_t workspace_bytes;
 } popnorm_backward_reduce_args;
 
 #define POPNORM_BACKWARD_REDUCE_ARGS_INIT \
-  { sizeof(popnorm_backward_reduce_args), NULL, NULL, NULL, 0, NULL, NULL, NULL, 0 }
+  { sizeof(popnorm_backward_reduce_args), NULL, NULL, POPNORM_BATCH_INIT, NULL, 0, NULL, NULL, NULL, NULL, NULL, 0 }
 
-/* The two sums of backward, which are also dshift and dscale of this batch; synchronized BN adds them over ranks.
+/* The sums of backward; synchronized BN and gradient accumulation add them over ranks or micro-batches.
  * INVALID: as popnorm_backward. */
 POPNORM_API popnorm_status popnorm_backward_reduce(const popnorm_plan* plan, const popnorm_backward_reduce_args* args,
                                                    void* stream);
@@ -490,21 +631,88 @@ typedef struct popnorm_backward_apply_args {
   const void* x;
   const void* dy;
   void* dx; /* may be dy or x */
+  popnorm_batch batch;
   const void* reserve;
   size_t reserve_bytes;
-  const double*
-      sum_dy; /* over everything that shared the statistics; ignored with given statistics, may then be null */
-  const double* sum_dy_xhat; /* likewise */
+  /* As backward_reduce gives them, over everything that shared the statistics; ignored with GIVEN, may then be null. */
+  const double* sum_dy;
+  const double* sum_dy_xhat;
   void* workspace;
   size_t workspace_bytes;
 } popnorm_backward_apply_args;
 
 #define POPNORM_BACKWARD_APPLY_ARGS_INIT \
-  { sizeof(popnorm_backward_apply_args), NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, 0 }
+  { sizeof(popnorm_backward_apply_args), NULL, NULL, NULL, POPNORM_BATCH_INIT, NULL, 0, NULL, NULL, NULL, 0 }
 
 /* dx from x, dy, the sums and the reserve (whose weight divides the sums). INVALID: as popnorm_backward. */
 POPNORM_API popnorm_status popnorm_backward_apply(const popnorm_plan* plan, const popnorm_backward_apply_args* args,
                                                   void* stream);
+
+/* ------------------------------------------------------------------------------------------------ double backward */
+
+/* The gradient of backward. With backward the function (x, dy, scale) -> (dx, dscale, dshift) and v, v_scale, v_shift the
+ * cotangents of its results:
+ *   grad_dy    = a*v - k1 - xhat*k2,  a = scale*invstd, k1 = a*mean(v) - v_shift, k2 = a*mean(v*xhat) - v_scale
+ *   grad_scale = invstd*(sum(v*dy) - W*mean(v)*mean(dy) - W*mean(v*xhat)*mean(dy*xhat))
+ *   grad_x     = -a*invstd*(p*v + q*dy - (p*mean(v) + q*mean(dy)) + xhat*(mean(v*dy) - mean(v)*mean(dy) - 3*p*q))
+ *                + v_scale*invstd*(dy - mean(dy) - xhat*p),       p = mean(dy*xhat), q = mean(v*xhat)
+ * through batch statistics, means over a group; with given ones grad_dy = a*v + v_shift + xhat*v_scale,
+ * grad_scale = invstd*sum(v*dy), grad_x = v_scale*invstd*dy. Composed from the operations above, in three or four sweeps.
+ * There is no entry for third derivatives: a framework must refuse them rather than differentiate this call. */
+typedef struct popnorm_double_backward_args {
+  size_t size;
+  const void* x;
+  const void* dy;
+  const void* v;       /* cotangent of dx, with dx's strides; null = 0 */
+  const void* v_scale; /* of dscale, [affine_slots][c] of type `parameters`; null = 0 */
+  const void* v_shift; /* of dshift; null = 0 */
+  popnorm_batch batch;
+  const void* reserve;
+  size_t reserve_bytes;
+  void* grad_x;     /* out, with y's strides; required */
+  void* grad_dy;    /* out, with dx's strides; or null. May not be v */
+  void* grad_scale; /* out [affine_slots][c]; or null */
+  void* workspace;
+  size_t workspace_bytes;
+} popnorm_double_backward_args;
+
+#define POPNORM_DOUBLE_BACKWARD_ARGS_INIT                                                                              \
+  {                                                                                                                    \
+    sizeof(popnorm_double_backward_args), NULL, NULL, NULL, NULL, NULL, POPNORM_BATCH_INIT, NULL, 0, NULL, NULL, NULL, \
+        NULL, 0                                                                                                        \
+  }
+
+/* INVALID: as popnorm_backward. UNSUPPORTED: weights; BLEND and RENORM; several affine slots in one group. */
+POPNORM_API popnorm_status popnorm_double_backward(const popnorm_plan* plan, const popnorm_double_backward_args* args,
+                                                   void* stream);
+
+/* ------------------------------------------------------------------------------------------------ folding */
+
+/* Inference with constant statistics needs no normalization: a convolution (or linear layer) before it takes it over,
+ *   weights[a][c][i] = weights[c][i]*s,  bias[a][c] = (bias[c] - mean[c])*s + shift[a][c],  s = scale[a][c]*invstd[c]
+ * computed in double and rounded once. */
+typedef struct popnorm_fold_args {
+  size_t size;
+  int64_t c;            /* output channels, >= 1 */
+  int64_t row;          /* weights per output channel, >= 1 */
+  int64_t affine_slots; /* sets of scale and shift, >= 1: as many folded sets of weights and bias */
+  popnorm_type type;    /* of every array here: f32 (default) or f64 */
+  double epsilon;       /* finite, >= 0 */
+  const void* weights;  /* [c][row] */
+  const void* bias;     /* [c], or null = 0 */
+  const void* mean;     /* [c] */
+  const void* variance; /* [c], >= 0 */
+  const void* scale;    /* [affine_slots][c], or null = 1 */
+  const void* shift;    /* [affine_slots][c], or null = 0 */
+  void* folded_weights; /* out [affine_slots][c][row]; may be weights if affine_slots is 1 */
+  void* folded_bias;    /* out [affine_slots][c]; may be bias if affine_slots is 1 */
+} popnorm_fold_args;
+
+#define POPNORM_FOLD_ARGS_INIT \
+  { sizeof(popnorm_fold_args), 0, 0, 1, POPNORM_TYPE_DEFAULT, 1e-5, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL }
+
+/* INVALID: null or overlapping arrays, sizes < 1 or overflowing, a bad epsilon or type, a negative variance. */
+POPNORM_API popnorm_status popnorm_fold(const popnorm_fold_args* args);
 
 #ifdef __cplusplus
 }

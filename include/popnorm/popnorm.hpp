@@ -16,10 +16,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace popnorm {
 
@@ -100,6 +102,12 @@ inline popnorm_backward_args backward_args(buffer& workspace, const buffer& rese
   return a;
 }
 
+// Maps of a problem: what the batch is.
+inline popnorm_map contiguous(std::int64_t k) noexcept { return {POPNORM_CONTIGUOUS, k}; }
+inline popnorm_map strided(std::int64_t k) noexcept { return {POPNORM_STRIDED, k}; }
+inline popnorm_map per_sample() noexcept { return {POPNORM_PER_SAMPLE, 0}; }
+inline popnorm_map labels(std::int64_t k) noexcept { return {POPNORM_LABELS, k}; }
+
 // An immutable plan: movable, shareable between threads by reference.
 class plan {
  public:
@@ -109,6 +117,9 @@ class plan {
   [[nodiscard]] const popnorm_plan* get() const noexcept { return plan_.get(); }
   [[nodiscard]] const popnorm_plan_info& info() const noexcept { return info_; }
   [[nodiscard]] buffer make_workspace() const { return {info_.workspace_bytes, info_.workspace_alignment}; }
+  [[nodiscard]] buffer make_double_backward_workspace() const {
+    return {info_.double_backward_workspace_bytes, info_.workspace_alignment};
+  }
   [[nodiscard]] buffer make_reserve() const { return {info_.reserve_bytes, info_.reserve_alignment}; }
 
   void forward(const popnorm_forward_args& a, void* stream = nullptr) const {
@@ -135,6 +146,9 @@ class plan {
   void backward_apply(const popnorm_backward_apply_args& a, void* stream = nullptr) const {
     check(popnorm_backward_apply(get(), &a, stream));
   }
+  void double_backward(const popnorm_double_backward_args& a, void* stream = nullptr) const {
+    check(popnorm_double_backward(get(), &a, stream));
+  }
 
  private:
   plan(const popnorm_problem& problem, const popnorm_options* options) {
@@ -150,7 +164,7 @@ class plan {
   popnorm_plan_info info_ = POPNORM_PLAN_INFO_INIT;
 };
 
-// A population buffer (see popnorm.h) that owns its bytes.
+// A population buffer (see popnorm.h) that owns its bytes. Movable; copy() keeps a state to roll back to.
 class population {
  public:
   population(std::int64_t slots, std::int64_t c) {
@@ -165,16 +179,67 @@ class population {
   [[nodiscard]] const popnorm_population_header& header() const noexcept {
     return *static_cast<const popnorm_population_header*>(data_.data());
   }
+  [[nodiscard]] population copy() const {
+    population other(header().slots, header().c);
+    std::memcpy(other.data(), data(), size());
+    return other;
+  }
   // Empties it.
   void reset() { reset(header().slots, header().c); }
   void feed(const popnorm_population_feed_args& a) { check(popnorm_population_feed(data(), size(), &a)); }
   void finalize(const popnorm_population_finalize_args& a) const {
     check(popnorm_population_finalize(data(), size(), &a));
   }
+  void combine(const population& other) {
+    check(popnorm_population_combine(data(), size(), other.data(), other.size()));
+  }
+  void subtract(const population& other) {
+    check(popnorm_population_subtract(data(), size(), other.data(), other.size()));
+  }
+  void decay(double factor) { check(popnorm_population_decay(data(), size(), factor)); }
+  [[nodiscard]] std::vector<double> standard_error() const {
+    std::vector<double> error(static_cast<std::size_t>(header().slots * header().c));
+    check(popnorm_population_standard_error(data(), size(), error.data()));
+    return error;
+  }
+  [[nodiscard]] popnorm_drift drift_from(const population& reference,
+                                         popnorm_estimator estimator = POPNORM_BIASED) const {
+    popnorm_drift drift = POPNORM_DRIFT_INIT;
+    drift.estimator = estimator;
+    check(popnorm_population_drift(data(), size(), reference.data(), reference.size(), &drift));
+    return drift;
+  }
+  [[nodiscard]] std::vector<std::byte> serialize() const {
+    std::vector<std::byte> bytes(size());
+    check(popnorm_population_serialize(data(), size(), bytes.data(), bytes.size()));
+    return bytes;
+  }
+  // INVALID: bytes of another shape than this population's, besides popnorm_population_deserialize's reasons.
+  void deserialize(const std::vector<std::byte>& bytes) {
+    check(popnorm_population_deserialize(bytes.data(), bytes.size(), data(), size()));
+  }
 
  private:
   void reset(std::int64_t slots, std::int64_t c) { check(popnorm_population_init(data(), size(), slots, c)); }
   buffer data_;
+};
+
+// Updates of a population that hold only if commit() is called: otherwise, by an exception say, the state of construction
+// comes back.
+class population_transaction {
+ public:
+  explicit population_transaction(population& target) : target_(target), before_(target.copy()) {}
+  population_transaction(const population_transaction&) = delete;
+  population_transaction& operator=(const population_transaction&) = delete;
+  ~population_transaction() {
+    if (!committed_) std::memcpy(target_.data(), before_.data(), before_.size());
+  }
+  void commit() noexcept { committed_ = true; }
+
+ private:
+  population& target_;
+  population before_;
+  bool committed_ = false;
 };
 
 }  // namespace popnorm

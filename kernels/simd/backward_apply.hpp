@@ -1,12 +1,11 @@
-// dx = a*((dy - k1) - ((x - hi)*invstd)*k2). Never with invstd*invstd, which leaves the range of f32 long before dx
-// does.
+// dx = (a*dy - k1) - ((x - hi)*invstd)*k2. Never with invstd*invstd, which leaves the range of f32 long before dx does.
 template <class T>
 struct BackwardApplyOp {
   using Type = T;
   static constexpr int kInputs = 2;
   static constexpr int kRows = 5;
   POPNORM_INLINE static Batch<T> eval(const Batch<T>* in, const Batch<T>* row) {
-    return row[2] * ((in[1] - row[3]) - ((in[0] - row[0]) * row[1]) * row[4]);
+    return (row[2] * in[1] - row[3]) - ((in[0] - row[0]) * row[1]) * row[4];
   }
   static ElementwiseArgs<BackwardApplyOp> elementwise(const BackwardApplyArgs& a) {
     return {a.block,
@@ -14,7 +13,8 @@ struct BackwardApplyOp {
             a.dx,
             {static_cast<const T*>(a.hi), static_cast<const T*>(a.invstd), static_cast<const T*>(a.a),
              static_cast<const T*>(a.k1), static_cast<const T*>(a.k2)},
-            a.stores};
+            a.stores,
+            a.rows};
   }
 };
 

@@ -201,12 +201,22 @@ class PeriodicRows {
   // Rows longer than this are walked position by position instead: then all but a few vectors are whole anyway.
   static constexpr std::int64_t kLongest = 512;
 
-  PeriodicRows(const T* const* rows, std::int64_t period) {
-    for (int r = 0; r < Op::kRows; ++r) {
-      for (std::int64_t i = 0; i < period + kWidth<T>; ++i)
-        table_[r][i] = i < period ? rows[r][i] : table_[r][i - period];
-      row_[r] = table_[r];
-    }
+  PeriodicRows() {
+    for (int r = 0; r < Op::kRows; ++r) row_[r] = table_[r];
+  }
+  // Channels [at, at + count) of the period. To be called in ascending order of `at`.
+  void put(const T* const* rows, std::int64_t at, std::int64_t count) {
+    for (int r = 0; r < Op::kRows; ++r)
+      for (std::int64_t c = 0; c < count; c += kWidth<T>) {
+        const std::int64_t left = count - c;
+        const Batch<T> v = left < kWidth<T> ? load_partial(rows[r] + c, left, Batch<T>(T(0))) : load(rows[r] + c);
+        v.store_unaligned(table_[r] + at + c);
+      }
+  }
+  // The period is complete.
+  void close(std::int64_t period) {
+    for (int r = 0; r < Op::kRows; ++r)
+      for (std::int64_t i = 0; i < kWidth<T>; ++i) table_[r][period + i] = table_[r][i];
   }
   const T* const* rows() const { return row_; }
 
@@ -268,6 +278,20 @@ struct ElementwiseArgs {
   Output out;
   const T* rows[Op::kRows];
   Stores stores;
+  RowChoice choice;
+
+  // The coefficients of the block's k-th sample from channel c on.
+  POPNORM_INLINE void rows_of(std::int64_t k, std::int64_t c, const T** to) const {
+    const std::int64_t at = (choice.row != nullptr ? choice.row[k] * choice.pitch : 0) + c;
+    for (int r = 0; r < Op::kRows; ++r) to[r] = rows[r] + at;
+  }
+
+  // Whether successive samples of one row, `length` elements each, lie end to end in every tensor.
+  bool samples_end_to_end(std::int64_t length) const {
+    bool all = out.sample == length;
+    for (int i = 0; i < Op::kInputs; ++i) all = all && in[i].sample == length;
+    return all;
+  }
 
   // Whether successive rows of a sample, `length` elements each, lie end to end in every tensor.
   bool rows_end_to_end(std::int64_t length) const {
@@ -301,7 +325,7 @@ void elementwise_rows(const ElementwiseArgs<Op>& args) {
   for (std::int64_t k = 0; k < block.samples; ++k) {
     for (std::int64_t c = 0; c < block.channels; c += step) {
       const T* rows[Op::kRows];
-      for (int r = 0; r < Op::kRows; ++r) rows[r] = args.rows[r] + c;
+      args.rows_of(k, c, rows);
       const Run<Op> run = args.run(sample_of(block, k), c, step * block.positions);
       sweep(RowsWalk<Op>(run, rows, block.positions), args.stores);
     }
@@ -309,15 +333,35 @@ void elementwise_rows(const ElementwiseArgs<Op>& args) {
   args.finish();
 }
 
+// Sample k, `step` positions a run.
 template <class Op>
-POPNORM_INLINE void elementwise_positions(const ElementwiseArgs<Op>& args, const typename Op::Type* const* rows,
-                                          std::int64_t step) {
+POPNORM_INLINE void elementwise_positions(const ElementwiseArgs<Op>& args, std::int64_t k,
+                                          const typename Op::Type* const* rows, std::int64_t step) {
   const Block& block = args.block;
-  for (std::int64_t k = 0; k < block.samples; ++k)
-    for (std::int64_t s = 0; s < block.positions; s += step) {
-      const Run<Op> run = args.run(sample_of(block, k), s, step * block.channels);
-      sweep(ColumnsWalk<Op>(run, rows, block.channels), args.stores);
+  const std::int64_t sample = sample_of(block, k);
+  for (std::int64_t s = 0; s < block.positions; s += step)
+    sweep(ColumnsWalk<Op>(args.run(sample, s, step * block.channels), rows, block.channels), args.stores);
+}
+
+// Samples of one position each that lie end to end but have different rows: the rows of several samples make one period.
+template <class Op>
+POPNORM_INLINE void elementwise_mixed(const ElementwiseArgs<Op>& args, PeriodicRows<Op>& table) {
+  using T = typename Op::Type;
+  constexpr std::int64_t line = kLine / static_cast<std::int64_t>(sizeof(T));
+  const Block& block = args.block;
+  // As many samples as make whole lines.
+  const std::int64_t most = PeriodicRows<Op>::kLongest / (block.channels * line) * line;
+  for (std::int64_t k = 0; k < block.samples; k += most) {
+    const std::int64_t count = block.samples - k < most ? block.samples - k : most;
+    const std::int64_t period = count * block.channels;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const T* rows[Op::kRows];
+      args.rows_of(k + i, 0, rows);
+      table.put(rows, i * block.channels, block.channels);
     }
+    table.close(period);
+    sweep(ColumnsWalk<Op>(args.run(k, 0, period), table.rows(), period), args.stores);
+  }
 }
 
 template <class Op>
@@ -325,15 +369,33 @@ void elementwise_columns(const ElementwiseArgs<Op>& args) {
   using T = typename Op::Type;
   constexpr std::int64_t vector = kWidth<T>;
   constexpr std::int64_t bytes = vector * static_cast<std::int64_t>(sizeof(T));
+  constexpr std::int64_t longest = PeriodicRows<Op>::kLongest;
   const Block& block = args.block;
+  PeriodicRows<Op> table;
+  if (block.positions == 1 && block.index == nullptr && args.choice.row != nullptr &&
+      args.samples_end_to_end(block.channels) &&
+      block.channels <= longest * static_cast<std::int64_t>(sizeof(T)) / kLine) {
+    elementwise_mixed(args, table);
+    args.finish();
+    return;
+  }
   const bool flat = block.positions > 1 && args.rows_end_to_end(block.channels);
   const bool whole_vectors = block.channels % vector == 0 && args.out.sample % vector == 0 &&
                              reinterpret_cast<std::uintptr_t>(args.out.first) % bytes == 0;
-  if (flat && whole_vectors)
-    elementwise_positions(args, args.rows, block.positions);
-  else if (flat && block.channels <= PeriodicRows<Op>::kLongest)
-    elementwise_positions(args, PeriodicRows<Op>(args.rows, block.channels).rows(), block.positions);
-  else
-    elementwise_positions(args, args.rows, 1);
+  const bool periodic = flat && !whole_vectors && block.channels <= longest;
+  const std::int64_t step = periodic || (flat && whole_vectors) ? block.positions : 1;
+  for (std::int64_t k = 0; k < block.samples; ++k) {
+    const T* rows[Op::kRows];
+    args.rows_of(k, 0, rows);
+    if (periodic) {
+      if (k == 0 || (args.choice.row != nullptr && args.choice.row[k] != args.choice.row[k - 1])) {
+        table.put(rows, 0, block.channels);
+        table.close(block.channels);
+      }
+      elementwise_positions(args, k, table.rows(), step);
+    } else {
+      elementwise_positions(args, k, rows, step);
+    }
+  }
   args.finish();
 }

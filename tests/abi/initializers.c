@@ -39,8 +39,9 @@ int main(void) {
   EXPECT(estimate.size == sizeof estimate && estimate.estimator == POPNORM_BIASED && !estimate.mean);
 
   const popnorm_forward_args forward = POPNORM_FORWARD_ARGS_INIT;
-  EXPECT(forward.size == sizeof forward && forward.statistics == POPNORM_BATCH && !forward.reserve);
-  EXPECT(forward.momentum > 0.099 && forward.momentum < 0.101);
+  EXPECT(forward.size == sizeof forward && forward.source.statistics == POPNORM_BATCH && !forward.reserve);
+  EXPECT(forward.update.momentum > 0.099 && forward.update.momentum < 0.101);
+  EXPECT(!forward.batch.norm_group && !forward.batch.weights && forward.source.renorm_r >= 1);
   EXPECT(!forward.moments.weight && forward.workspace_bytes == 0);
 
   const popnorm_backward_args backward = POPNORM_BACKWARD_ARGS_INIT;
@@ -53,8 +54,8 @@ int main(void) {
   EXPECT(combine.size == sizeof combine && combine.count == 0);
 
   const popnorm_finalize_args finalize = POPNORM_FINALIZE_ARGS_INIT;
-  EXPECT(finalize.size == sizeof finalize && finalize.statistics == POPNORM_BATCH && !finalize.reserve);
-  EXPECT(finalize.momentum > 0.099 && finalize.momentum < 0.101);
+  EXPECT(finalize.size == sizeof finalize && finalize.source.statistics == POPNORM_BATCH && !finalize.reserve);
+  EXPECT(finalize.update.momentum > 0.099 && finalize.update.momentum < 0.101);
 
   const popnorm_normalize_args normalize = POPNORM_NORMALIZE_ARGS_INIT;
   EXPECT(normalize.size == sizeof normalize && !normalize.y);

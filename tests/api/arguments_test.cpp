@@ -190,35 +190,37 @@ template <class Args>
 std::vector<Refusal<Args>> statistics_refusals(Scene& scene) {
   std::vector<Refusal<Args>> all;
   for (const double momentum : {-0.1, 1.5, kNaN, std::numeric_limits<double>::infinity()}) {
-    all.push_back({"momentum", [=](Args& a) { a.momentum = momentum; }, {"momentum", "\\[0, 1\\]"}});
+    all.push_back({"momentum", [=](Args& a) { a.update.momentum = momentum; }, {"momentum", "\\[0, 1\\]"}});
   }
-  for (const int number : {-1, 2, 99}) {
+  for (const int number : {-1, 4, 99}) {
     all.push_back({"statistics",
-                   [=](Args& a) { a.statistics = static_cast<popnorm_statistics>(number); },
+                   [=](Args& a) { a.source.statistics = static_cast<popnorm_statistics>(number); },
                    {"statistics is " + std::to_string(number)}});
   }
   for (const int number : {-1, 3}) {
-    all.push_back(
-        {"feed", [=](Args& a) { a.feed = static_cast<popnorm_feed>(number); }, {"feed is " + std::to_string(number)}});
+    all.push_back({"feed",
+                   [=](Args& a) { a.update.feed = static_cast<popnorm_feed>(number); },
+                   {"feed is " + std::to_string(number)}});
     all.push_back({"given_estimator",
-                   [=](Args& a) { a.given_estimator = static_cast<popnorm_estimator>(number); },
-                   {"given_estimator is " + std::to_string(number)}});
+                   [=](Args& a) { a.source.estimator = static_cast<popnorm_estimator>(number); },
+                   {"estimator is " + std::to_string(number)}});
   }
-  all.push_back({"mean with BATCH", [&](Args& a) { a.mean = scene.mean.data(); }, {"mean", "BATCH"}});
-  all.push_back({"variance with BATCH", [&](Args& a) { a.variance = scene.variance.data(); }, {"variance", "BATCH"}});
+  all.push_back({"mean with BATCH", [&](Args& a) { a.source.mean = scene.mean.data(); }, {"mean", "BATCH"}});
+  all.push_back(
+      {"variance with BATCH", [&](Args& a) { a.source.variance = scene.variance.data(); }, {"variance", "BATCH"}});
   all.push_back({"given_population with BATCH",
                  [&](Args& a) {
-                   a.given_population = scene.given_population.data();
-                   a.given_population_bytes = scene.given_population.size();
+                   a.source.population = scene.given_population.data();
+                   a.source.population_bytes = scene.given_population.size();
                  },
-                 {"given_population", "BATCH"}});
+                 {"source.population", "BATCH"}});
   all.push_back({"unaligned scale", [](Args& a) { a.scale = misaligned(a.scale); }, {"scale", "align"}});
   all.push_back({"unaligned shift", [](Args& a) { a.shift = misaligned(a.shift); }, {"shift", "align"}});
   all.push_back({"unaligned running_mean",
-                 [](Args& a) { a.running_mean = misaligned(a.running_mean); },
+                 [](Args& a) { a.update.running_mean = misaligned(a.update.running_mean); },
                  {"running_mean", "align"}});
   all.push_back({"unaligned running_variance",
-                 [](Args& a) { a.running_variance = misaligned(a.running_variance); },
+                 [](Args& a) { a.update.running_variance = misaligned(a.update.running_variance); },
                  {"running_variance", "align"}});
   all.push_back(
       {"unaligned saved_mean", [](Args& a) { a.saved_mean = misaligned(a.saved_mean); }, {"saved_mean", "align"}});
@@ -235,24 +237,24 @@ std::vector<Refusal<Args>> statistics_refusals(Scene& scene) {
 template <class Args>
 std::vector<Refusal<Args>> given_refusals(Scene& scene) {
   return {
-      {"no mean", [](Args& a) { a.mean = nullptr; }, {"mean", "null"}},
-      {"no variance", [](Args& a) { a.variance = nullptr; }, {"variance", "null"}},
-      {"neither", [](Args& a) { a.mean = a.variance = nullptr; }, {"mean", "null"}},
-      {"unaligned mean", [](Args& a) { a.mean = misaligned(a.mean); }, {"mean", "align"}},
+      {"no mean", [](Args& a) { a.source.mean = nullptr; }, {"mean", "null"}},
+      {"no variance", [](Args& a) { a.source.variance = nullptr; }, {"variance", "null"}},
+      {"neither", [](Args& a) { a.source.mean = a.source.variance = nullptr; }, {"mean", "null"}},
+      {"unaligned mean", [](Args& a) { a.source.mean = misaligned(a.source.mean); }, {"mean", "align"}},
       {"both sources",
        [&](Args& a) {
-         a.given_population = scene.given_population.data();
-         a.given_population_bytes = scene.given_population.size();
+         a.source.population = scene.given_population.data();
+         a.source.population_bytes = scene.given_population.size();
        },
-       {"given_population", "mean"}},
-      {"running_mean", [&](Args& a) { a.running_mean = scene.running_mean.data(); }, {"running_mean", "GIVEN"}},
+       {"source.population", "mean"}},
+      {"running_mean", [&](Args& a) { a.update.running_mean = scene.running_mean.data(); }, {"running_mean", "GIVEN"}},
       {"running_variance",
-       [&](Args& a) { a.running_variance = scene.running_variance.data(); },
+       [&](Args& a) { a.update.running_variance = scene.running_variance.data(); },
        {"running_variance", "GIVEN"}},
       {"population",
        [&](Args& a) {
-         a.population = scene.population.data();
-         a.population_bytes = scene.population.size();
+         a.update.population = scene.population.data();
+         a.update.population_bytes = scene.population.size();
        },
        {"population", "GIVEN"}},
       {"moments", [&](Args& a) { a.moments = scene.moments_out(); }, {"moments", "GIVEN"}},
@@ -316,7 +318,7 @@ std::vector<BadPopulation> bad_headers() {
       {"more channels", [](popnorm_population_header& h) { h.c += 1; }, POPNORM_INVALID},
       {"steps", [](popnorm_population_header& h) { h.steps = -2; }, POPNORM_INVALID},
       {"bytes", [](popnorm_population_header& h) { h.bytes -= 8; }, POPNORM_INVALID},
-      {"room", [](popnorm_population_header& h) { h.room[79] = 1; }, POPNORM_INVALID},
+      {"room", [](popnorm_population_header& h) { h.room[71] = 1; }, POPNORM_INVALID},
       {"a later version", [](popnorm_population_header& h) { h.version = 2; }, POPNORM_UNSUPPORTED},
   };
 }
@@ -330,15 +332,17 @@ TEST(Population, CorruptedOrForeignOnesAreRefusedEverywhere) {
     }
     const auto before = scene.snapshot();
     const popnorm_forward_args feeding = scene.forward_feeding();
-    EXPECT_TRUE(refused(popnorm_forward(scene.plan.get(), &feeding, nullptr), bad.status, {"^forward: population"}));
+    EXPECT_TRUE(
+        refused(popnorm_forward(scene.plan.get(), &feeding, nullptr), bad.status, {"^forward: update.population"}));
     const popnorm_forward_args given = scene.forward_given_population();
     EXPECT_TRUE(
-        refused(popnorm_forward(scene.plan.get(), &given, nullptr), bad.status, {"^forward: given_population"}));
+        refused(popnorm_forward(scene.plan.get(), &given, nullptr), bad.status, {"^forward: source.population"}));
     popnorm_finalize_args finalize = scene.finalize_outputs();
     finalize.moments = scene.parts_in();
-    finalize.population = scene.population.data();
-    finalize.population_bytes = scene.population.size();
-    EXPECT_TRUE(refused(popnorm_finalize(scene.plan.get(), &finalize, nullptr), bad.status, {"^finalize: population"}));
+    finalize.update.population = scene.population.data();
+    finalize.update.population_bytes = scene.population.size();
+    EXPECT_TRUE(
+        refused(popnorm_finalize(scene.plan.get(), &finalize, nullptr), bad.status, {"^finalize: update.population"}));
     const popnorm_population_feed_args feed = scene.feed();
     EXPECT_TRUE(refused(popnorm_population_feed(scene.population.data(), scene.population.size(), &feed), bad.status,
                         {"^population_feed: population"}));
@@ -362,17 +366,17 @@ TEST(Population, OfAnotherShapeIsRefused) {
   GuardedBuffer wide = population_of(1, Scene::kC + 1), tall = population_of(2, Scene::kC);
   const auto use = [](GuardedBuffer& p) {
     return [&p](Args& a) {
-      a.population = p.data();
-      a.population_bytes = p.size();
+      a.update.population = p.data();
+      a.update.population_bytes = p.size();
     };
   };
   expect_refusals<Args>(scene, "forward", scene.forward_feeding(), popnorm_forward,
                         {{"channels", use(wide), {"population", "\\b4\\b", "\\b3\\b"}},
                          {"slots", use(tall), {"population", "\\b2\\b", "\\b1\\b"}},
-                         {"bytes", [](Args& a) { a.population_bytes -= 1; }, {"population", "bytes"}},
-                         {"header only", [](Args& a) { a.population_bytes = 127; }, {"population", "127"}},
+                         {"bytes", [](Args& a) { a.update.population_bytes -= 1; }, {"population", "bytes"}},
+                         {"header only", [](Args& a) { a.update.population_bytes = 127; }, {"population", "127"}},
                          {"unaligned",
-                          [](Args& a) { a.population = static_cast<std::byte*>(a.population) + 4; },
+                          [](Args& a) { a.update.population = static_cast<std::byte*>(a.update.population) + 4; },
                           {"population", "align"}}});
 }
 
@@ -547,7 +551,7 @@ TEST(Status, HasANameForEveryNumber) {
 TEST(Status, TheWrapperThrowsStatusAndMessage) {
   Scene scene;
   popnorm_forward_args args = scene.forward_batch();
-  args.momentum = 3;
+  args.update.momentum = 3;
   try {
     scene.plan.forward(args);
     FAIL() << "not thrown";

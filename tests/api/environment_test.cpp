@@ -49,7 +49,7 @@ const ChildRole kRunForward("run_forward", [] {
   backward.dy = y.data();
   backward.dx = y.data();
   plan.backward(backward);
-  args.momentum = 2;
+  args.update.momentum = 2;
   popnorm_forward(plan.get(), &args, nullptr);
   return 0;
 });

@@ -97,6 +97,14 @@ Operand<Args> array_out(const char* name, void* Args::*field) {
   return {name, kFloats, 4, true, [=](Args& a, void* p) { a.*field = p; }, nullptr};
 }
 template <class Args>
+Operand<Args> running(const char* name, void* popnorm_update::*field) {
+  return {name, kFloats, 4, true, [=](Args& a, void* p) { a.update.*field = p; }, nullptr};
+}
+template <class Args>
+Operand<Args> given(const char* name, const void* popnorm_source::*field, const Array& content) {
+  return {name, kFloats, 4, false, [=](Args& a, void* p) { a.source.*field = p; }, content.data()};
+}
+template <class Args>
 Operand<Args> moments_part(const char* name, double* popnorm_moment_arrays::*part, bool written, const Array& content) {
   return {name,
           kDoubles,
@@ -138,7 +146,8 @@ TEST(Overlap, Forward) {
   append(common, {tensor_in("x", &Args::x, scene.x), tensor_out("y", &Args::y), workspace<Args>(scene)});
 
   std::vector<Operand<Args>> batch = common;
-  append(batch, {array_out("running_mean", &Args::running_mean), array_out("running_variance", &Args::running_variance),
+  append(batch, {running<Args>("update.running_mean", &popnorm_update::running_mean),
+                 running<Args>("update.running_variance", &popnorm_update::running_variance),
                  moments_part<Args>("weight", &popnorm_moment_arrays::weight, true, scene.weight),
                  moments_part<Args>("mean", &popnorm_moment_arrays::mean, true, scene.moments_mean),
                  moments_part<Args>("m2", &popnorm_moment_arrays::m2, true, scene.m2)});
@@ -149,17 +158,18 @@ TEST(Overlap, Forward) {
   };
   std::vector<Operand<Args>> feeding = common;
   append(feeding, {population(
-                      "population", true, [](Args& a, void* p) { a.population = p; }, scene.population)});
+                      "update.population", true, [](Args& a, void* p) { a.update.population = p; }, scene.population)});
   expect_overlaps_found<Args>(scene, scene.forward_feeding(), popnorm_forward, feeding);
 
-  std::vector<Operand<Args>> given = common;
-  append(given, {array_in("mean", &Args::mean, scene.mean), array_in("variance", &Args::variance, scene.variance)});
-  expect_overlaps_found<Args>(scene, scene.forward_given(), popnorm_forward, given);
+  std::vector<Operand<Args>> with_given = common;
+  append(with_given, {given<Args>("source.mean", &popnorm_source::mean, scene.mean),
+                      given<Args>("source.variance", &popnorm_source::variance, scene.variance)});
+  expect_overlaps_found<Args>(scene, scene.forward_given(), popnorm_forward, with_given);
 
   std::vector<Operand<Args>> from_population = common;
   append(from_population,
          {population(
-             "given_population", false, [](Args& a, void* p) { a.given_population = p; }, scene.given_population)});
+             "source.population", false, [](Args& a, void* p) { a.source.population = p; }, scene.given_population)});
   expect_overlaps_found<Args>(scene, scene.forward_given_population(), popnorm_forward, from_population);
 }
 
@@ -167,11 +177,11 @@ TEST(Overlap, Finalize) {
   using Args = popnorm_finalize_args;
   Scene scene;
   std::vector<Operand<Args>> operands = parameters_and_saved<Args>(scene);
-  append(operands,
-         {array_out("running_mean", &Args::running_mean), array_out("running_variance", &Args::running_variance),
-          moments_part<Args>("weight", &popnorm_moment_arrays::weight, false, scene.part_weight),
-          moments_part<Args>("mean", &popnorm_moment_arrays::mean, false, scene.part_mean),
-          moments_part<Args>("m2", &popnorm_moment_arrays::m2, false, scene.part_m2)});
+  append(operands, {running<Args>("update.running_mean", &popnorm_update::running_mean),
+                    running<Args>("update.running_variance", &popnorm_update::running_variance),
+                    moments_part<Args>("weight", &popnorm_moment_arrays::weight, false, scene.part_weight),
+                    moments_part<Args>("mean", &popnorm_moment_arrays::mean, false, scene.part_mean),
+                    moments_part<Args>("m2", &popnorm_moment_arrays::m2, false, scene.part_m2)});
   expect_overlaps_found<Args>(scene, scene.finalize(), popnorm_finalize, operands);
 }
 
@@ -230,7 +240,7 @@ TEST(Overlap, Stages) {
 TEST(Overlap, InputsMayShareMemory) {
   Scene scene;
   popnorm_forward_args args = scene.forward_given();
-  args.scale = args.shift = args.mean = args.variance = scene.variance.data();
+  args.scale = args.shift = args.source.mean = args.source.variance = scene.variance.data();
   EXPECT_TRUE(succeeded(popnorm_forward(scene.plan.get(), &args, nullptr)));
   popnorm_backward_args backward = scene.backward();
   backward.dy = backward.x;

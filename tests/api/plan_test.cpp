@@ -245,10 +245,10 @@ TEST(EmptyBatch, ChangesNothing) {
       std::vector<float> running_mean = {1, 2, 3}, running_variance = {4, 5, 6}, saved_mean(3, -1), saved_invstd(3, -1);
       std::vector<double> weight(3, -1), mean(3, -1), m2(3, -1);
       popnorm_forward_args forward = popnorm::forward_args(workspace, reserve);
-      forward.running_mean = running_mean.data();
-      forward.running_variance = running_variance.data();
-      forward.population = population.data();
-      forward.population_bytes = population.size();
+      forward.update.running_mean = running_mean.data();
+      forward.update.running_variance = running_variance.data();
+      forward.update.population = population.data();
+      forward.update.population_bytes = population.size();
       forward.saved_mean = saved_mean.data();
       forward.saved_invstd = saved_invstd.data();
       forward.moments = {weight.data(), mean.data(), m2.data()};

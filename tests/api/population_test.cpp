@@ -355,10 +355,10 @@ TEST_P(Fed, ForwardFeedsAsFeedDoes) {
       popnorm_forward_args args = popnorm::forward_args(space);
       args.x = x.data();
       args.y = y.data();
-      args.population = by_forward.data();
-      args.population_bytes = by_forward.size();
-      args.feed = how;
-      args.momentum = 0.3;
+      args.update.population = by_forward.data();
+      args.update.population_bytes = by_forward.size();
+      args.update.feed = how;
+      args.update.momentum = 0.3;
       args.moments = moments.arrays();
       plan.forward(args);
       feed(by_feed, moments, how, 0.3);
@@ -375,8 +375,8 @@ TEST_P(Fed, NonFiniteBatchIsNotTakenByForward) {
   popnorm_forward_args args = popnorm::forward_args(space);
   args.x = x.data();
   args.y = y.data();
-  args.population = p.data();
-  args.population_bytes = p.size();
+  args.update.population = p.data();
+  args.update.population_bytes = p.size();
   plan.forward(args);
   const Arrays before(p);
   x[2 * kS] = std::numeric_limits<float>::infinity();  // channel 2 of the first sample
@@ -399,19 +399,19 @@ TEST_P(Fed, GivenPopulationIsItsFinalizedStatistics) {
     std::vector<float> from_population(x.size()), from_arrays(x.size());
     popnorm_forward_args args = popnorm::forward_args(space);
     args.x = x.data();
-    args.statistics = POPNORM_GIVEN;
+    args.source.statistics = POPNORM_GIVEN;
     args.y = from_population.data();
-    args.given_population = p.data();
-    args.given_population_bytes = p.size();
-    args.given_estimator = e;
+    args.source.population = p.data();
+    args.source.population_bytes = p.size();
+    args.source.estimator = e;
     const std::vector<char> before = bytes_of(p);
     plan.forward(args);
     EXPECT_TRUE(bytes_of(p) == before);
-    args.given_population = nullptr;
-    args.given_population_bytes = 0;
+    args.source.population = nullptr;
+    args.source.population_bytes = 0;
     args.y = from_arrays.data();
-    args.mean = s.mean.data();
-    args.variance = s.variance.data();
+    args.source.mean = s.mean.data();
+    args.source.variance = s.variance.data();
     plan.forward(args);
     EXPECT_EQ(from_population, from_arrays);
   }
@@ -435,9 +435,9 @@ TEST_P(Fed, RunningStatisticsFollowPyTorchsRule) {
       popnorm_forward_args args = popnorm::forward_args(space);
       args.x = x.data();
       args.y = y.data();
-      args.running_mean = mean.data();
-      args.running_variance = variance.data();
-      args.momentum = momentum;
+      args.update.running_mean = mean.data();
+      args.update.running_variance = variance.data();
+      args.update.momentum = momentum;
       args.moments = moments.arrays();
       plan.forward(args);
       for (std::size_t c = 0; c < kC; ++c) {
@@ -466,8 +466,8 @@ TEST_P(Fed, EitherRunningArrayMayBeNull) {
     popnorm_forward_args args = popnorm::forward_args(space);
     args.x = x.data();
     args.y = y.data();
-    args.running_mean = running_mean;
-    args.running_variance = running_variance;
+    args.update.running_mean = running_mean;
+    args.update.running_variance = running_variance;
     plan.forward(args);
   };
   run(both_mean.data(), both_variance.data());
@@ -489,9 +489,9 @@ TEST_P(Fed, SingleElementLeavesRunningVariance) {
   popnorm_forward_args args = popnorm::forward_args(space);
   args.x = x.data();
   args.y = y.data();
-  args.running_mean = mean.data();
-  args.running_variance = variance.data();
-  args.momentum = 1;
+  args.update.running_mean = mean.data();
+  args.update.running_variance = variance.data();
+  args.update.momentum = 1;
   plan.forward(args);
   EXPECT_TRUE(variance == before);
   for (std::size_t c = 0; c < kC; ++c) EXPECT_EQ(get(mean, c), static_cast<double>(x[c]));

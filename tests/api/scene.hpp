@@ -60,29 +60,29 @@ class Scene {
   }
   popnorm_forward_args forward_batch() {
     popnorm_forward_args a = forward_inputs();
-    a.running_mean = running_mean.data();
-    a.running_variance = running_variance.data();
+    a.update.running_mean = running_mean.data();
+    a.update.running_variance = running_variance.data();
     a.moments = moments_out();
     return a;
   }
   popnorm_forward_args forward_feeding() {
     popnorm_forward_args a = forward_inputs();
-    a.population = population.data();
-    a.population_bytes = population.size();
+    a.update.population = population.data();
+    a.update.population_bytes = population.size();
     return a;
   }
   popnorm_forward_args forward_given() {
     popnorm_forward_args a = forward_inputs();
-    a.statistics = POPNORM_GIVEN;
-    a.mean = mean.data();
-    a.variance = variance.data();
+    a.source.statistics = POPNORM_GIVEN;
+    a.source.mean = mean.data();
+    a.source.variance = variance.data();
     return a;
   }
   popnorm_forward_args forward_given_population() {
     popnorm_forward_args a = forward_inputs();
-    a.statistics = POPNORM_GIVEN;
-    a.given_population = given_population.data();
-    a.given_population_bytes = given_population.size();
+    a.source.statistics = POPNORM_GIVEN;
+    a.source.population = given_population.data();
+    a.source.population_bytes = given_population.size();
     return a;
   }
   popnorm_backward_args backward_outputs() {
@@ -138,15 +138,15 @@ class Scene {
   popnorm_finalize_args finalize() {
     popnorm_finalize_args a = finalize_outputs();
     a.moments = parts_in();
-    a.running_mean = running_mean.data();
-    a.running_variance = running_variance.data();
+    a.update.running_mean = running_mean.data();
+    a.update.running_variance = running_variance.data();
     return a;
   }
   popnorm_finalize_args finalize_given() {
     popnorm_finalize_args a = finalize_outputs();
-    a.statistics = POPNORM_GIVEN;
-    a.mean = mean.data();
-    a.variance = variance.data();
+    a.source.statistics = POPNORM_GIVEN;
+    a.source.mean = mean.data();
+    a.source.variance = variance.data();
     return a;
   }
   popnorm_normalize_args normalize() {

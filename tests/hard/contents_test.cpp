@@ -297,8 +297,8 @@ TEST(Range, OverflowingVarianceOfF32) {
     popnorm_forward_args args = POPNORM_FORWARD_ARGS_INIT;
     args.x = layer.x.data();
     args.y = y.data();
-    args.running_mean = running_mean.data();
-    args.running_variance = running_variance.data();
+    args.update.running_mean = running_mean.data();
+    args.update.running_variance = running_variance.data();
     args.workspace = runner.workspace().data();
     args.workspace_bytes = runner.workspace().size();
     runner.plan().forward(args);

@@ -51,7 +51,8 @@ void PrintTo(const Case& c, std::ostream* out) {
 class KernelCase : public testing::TestWithParam<Case> {
  protected:
   KernelCase() : random_("kernels") {
-    for (std::int64_t k = 0, at = 0; k < c_.samples; ++k, at += 1 + random_.below(2)) index_.push_back(at);
+    for (std::int64_t k = 0, at = 0; k < c_.samples; ++k, at += 1 + random_.below(2))
+      index_.push_back(static_cast<std::int32_t>(at));
     all_ = index_.back() + 1;
     x_ = tensor();
     dy_ = tensor();
@@ -81,7 +82,7 @@ class KernelCase : public testing::TestWithParam<Case> {
 
   std::vector<double> channel(const Array& a, std::int64_t c) const {
     std::vector<double> values;
-    for (const std::int64_t sample : index_)
+    for (const std::int32_t sample : index_)
       for (std::int64_t s = 0; s < c_.positions; ++s) values.push_back(a.get(at(sample, s, c)));
     return values;
   }
@@ -90,7 +91,7 @@ class KernelCase : public testing::TestWithParam<Case> {
 
   const Case& c_ = GetParam();
   Random random_;
-  std::vector<std::int64_t> index_;
+  std::vector<std::int32_t> index_;
   std::int64_t all_ = 0;
   Array x_, dy_, hi_, invstd_, a_, k1_, k2_;
 };
@@ -150,7 +151,7 @@ TEST_P(KernelCase, BackwardReduce) {
 
 // Runs an elementwise kernel with every kind of stores at several alignments of its output.
 template <class T, class Run, class Value>
-void check_elementwise(const Case& c, const std::vector<std::int64_t>& index, std::int64_t all,
+void check_elementwise(const Case& c, const std::vector<std::int32_t>& index, std::int64_t all,
                        const std::function<std::int64_t(std::int64_t, std::int64_t, std::int64_t)>& at, const Run& run,
                        const Value& value) {
   for (const KernelTable* table : runnable_tables()) {
@@ -161,7 +162,7 @@ void check_elementwise(const Case& c, const std::vector<std::int64_t>& index, st
         const auto before = out.values();
         run(table->kernels[c.form][c.storage], out, stores);
         std::vector<bool> written(before.size());
-        for (const std::int64_t sample : index) {
+        for (const std::int32_t sample : index) {
           for (std::int64_t s = 0; s < c.positions; ++s) {
             for (std::int64_t ch = 0; ch < c.channels; ++ch) {
               const std::int64_t e = at(sample, s, ch);
@@ -182,7 +183,7 @@ void check_elementwise(const Case& c, const std::vector<std::int64_t>& index, st
 }
 
 template <class T>
-void check_normalize(const Case& c, const std::vector<std::int64_t>& index, std::int64_t all, const Array& x,
+void check_normalize(const Case& c, const std::vector<std::int32_t>& index, std::int64_t all, const Array& x,
                      const Array& hi, const Array& s, const Array& b, const Input& view, const Block& block,
                      const std::function<std::int64_t(std::int64_t, std::int64_t, std::int64_t)>& at) {
   check_elementwise<T>(
@@ -208,11 +209,12 @@ TEST_P(KernelCase, NormalizeIsTheScalarExpressionToTheBit) {
 
 template <class T>
 T scalar_dx(T x, T dy, T hi, T invstd, T a, T k1, T k2) {
-  const T centred = dy - k1;
+  const T gradient = a * dy;
+  const T centred = gradient - k1;
   const T d = x - hi;
   const T xhat = d * invstd;
   const T pull = xhat * k2;
-  return a * (centred - pull);
+  return centred - pull;
 }
 
 TEST_P(KernelCase, BackwardApplyIsTheScalarExpressionToTheBit) {
@@ -262,12 +264,12 @@ TEST(KernelGroups, TwoInterleavedGroupsCombineToTheWhole) {
   Random random("groups");
   Array x(POPNORM_F32, samples * positions * channels, Placement::ends_at_guard);
   for (std::int64_t i = 0; i < x.count(); ++i) x.set(i, 100 + random.normal());
-  std::vector<std::int64_t> members[2];
-  for (std::int64_t n = 0; n < samples; ++n) members[n % 3 == 0].push_back(n);
+  std::vector<std::int32_t> members[2];
+  for (std::int32_t n = 0; n < samples; ++n) members[n % 3 == 0].push_back(n);
   for (int form = 0; form < kForms; ++form) {
     const Input view{x.data(), positions * channels, form == 0 ? positions : channels};
     const Kernels& kernels = runnable_tables().front()->kernels[form][0];
-    const auto moments = [&](std::int64_t count, const std::int64_t* index) {
+    const auto moments = [&](std::int64_t count, const std::int32_t* index) {
       std::vector<double> mean(channels), m2(channels);
       kernels.moments({{count, positions, channels, index}, view, mean.data(), m2.data()});
       std::vector<popnorm::Moments> result;

@@ -72,8 +72,8 @@ Everything run(const Layer& layer, const Route& route, unsigned state) {
   forward.y = y.data();
   forward.scale = layer.scale.data();
   forward.shift = layer.shift.data();
-  forward.running_mean = running_mean.data();
-  forward.running_variance = running_variance.data();
+  forward.update.running_mean = running_mean.data();
+  forward.update.running_variance = running_variance.data();
   popnorm_backward_args backward = popnorm::backward_args(workspace, reserve);
   backward.x = layer.x.data();
   backward.dy = layer.dy.data();

@@ -72,10 +72,10 @@ class FiniteDifferences : public ::testing::TestWithParam<std::tuple<popnorm_lay
     args.y = y.data();
     args.scale = scale.data();
     args.shift = shift.data();
-    args.statistics = std::get<1>(GetParam());
-    if (args.statistics == POPNORM_GIVEN) {
-      args.mean = mean_.data();
-      args.variance = variance_.data();
+    args.source.statistics = std::get<1>(GetParam());
+    if (args.source.statistics == POPNORM_GIVEN) {
+      args.source.mean = mean_.data();
+      args.source.variance = variance_.data();
     }
     plan_.forward(args);
     Real sum = 0;
@@ -110,10 +110,10 @@ TEST_P(FiniteDifferences, AreTheGradient) {
   forward.y = y.data();
   forward.scale = scale.data();
   forward.shift = shift.data();
-  forward.statistics = std::get<1>(GetParam());
-  if (forward.statistics == POPNORM_GIVEN) {
-    forward.mean = mean_.data();
-    forward.variance = variance_.data();
+  forward.source.statistics = std::get<1>(GetParam());
+  if (forward.source.statistics == POPNORM_GIVEN) {
+    forward.source.mean = mean_.data();
+    forward.source.variance = variance_.data();
   }
   plan_.forward(forward);
   popnorm_backward_args backward = popnorm::backward_args(space, reserve);

@@ -133,15 +133,15 @@ TEST_P(Stages, ComposedAreForwardAndBackwardToTheBit) {
       popnorm_finalize_args finalize = POPNORM_FINALIZE_ARGS_INIT;
       finalize.scale = layer.scale.data();
       finalize.shift = layer.shift.data();
-      finalize.statistics = source;
+      finalize.source.statistics = source;
       if (source == POPNORM_BATCH) {
         rank.reduce();
         finalize.moments = rank.moments.arrays();
         EXPECT_TRUE(same_bits(rank.moments.mean, f.mean));
         EXPECT_TRUE(same_bits(rank.moments.m2, f.m2));
       } else {
-        finalize.mean = layer.given_mean.data();
-        finalize.variance = layer.given_variance.data();
+        finalize.source.mean = layer.given_mean.data();
+        finalize.source.variance = layer.given_variance.data();
       }
       Array saved_mean(k.statistics, k.c, k.where), saved_invstd(k.statistics, k.c, k.where);
       finalize.saved_mean = saved_mean.data();

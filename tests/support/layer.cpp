@@ -262,10 +262,10 @@ Forward Runner::forward(popnorm_statistics source, bool training) {
   args.y = y.data();
   args.scale = layer_.scale_or_null();
   args.shift = layer_.shift_or_null();
-  args.statistics = source;
+  args.source.statistics = source;
   if (source == POPNORM_GIVEN) {
-    args.mean = layer_.given_mean.data();
-    args.variance = layer_.given_variance.data();
+    args.source.mean = layer_.given_mean.data();
+    args.source.variance = layer_.given_variance.data();
   }
   workspace_.poison();
   args.workspace = workspace_.data();

@@ -3,18 +3,22 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <set>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "core/partition.hpp"
 #include "kernels/moments.hpp"
 #include "support/random.hpp"
 
 namespace {
 
-using popnorm::kColumnsTile;
 using popnorm::kLanes;
 using popnorm::kRowsTile;
 using popnorm::kSlotBudget;
-using popnorm::Slots;
+using popnorm::Partition;
 using popnorm::Tile;
 using popnorm::Tiling;
 using popnorm_test::Random;
@@ -22,6 +26,11 @@ using popnorm_test::Random;
 struct Shape {
   std::int64_t n, c, s;
 };
+
+Tiling tiling_of(const Shape& shape, std::int64_t group = 0) {
+  const std::int64_t length = popnorm::tile_length(popnorm::Form::rows, shape.n, shape.c, shape.s);
+  return {shape.n, shape.s, length, group > 0 ? group : shape.n};
+}
 
 std::vector<Shape> shapes() {
   std::vector<Shape> all = {{1, 1, 1},       {1, 1, kRowsTile},     {1, 1, kRowsTile + 1},     {50, 64, 49},
@@ -35,7 +44,7 @@ std::vector<Shape> shapes() {
 
 TEST(Tiling, CoversEveryPositionOnceInMemoryOrder) {
   for (const Shape& shape : shapes()) {
-    const Tiling tiling(shape.n, shape.c, shape.s, kRowsTile);
+    const Tiling tiling = tiling_of(shape);
     std::int64_t next = 0;
     for (std::int64_t t = 0; t < tiling.tiles(); ++t) {
       const Tile tile = tiling[t];
@@ -51,8 +60,9 @@ TEST(Tiling, CoversEveryPositionOnceInMemoryOrder) {
 
 TEST(Tiling, RunsStartAtLaneZeroAndAreEqualUpToALaneSet) {
   for (const Shape& shape : shapes()) {
-    const Tiling tiling(shape.n, shape.c, shape.s, kRowsTile);
-    if (shape.s <= tiling.length()) continue;
+    const Tiling tiling = tiling_of(shape);
+    const std::int64_t length = popnorm::tile_length(popnorm::Form::rows, shape.n, shape.c, shape.s);
+    if (shape.s <= length) continue;
     std::int64_t shortest = shape.s, longest = 0;
     for (std::int64_t t = 0; t < tiling.tiles(); ++t) {
       const Tile tile = tiling[t];
@@ -64,18 +74,18 @@ TEST(Tiling, RunsStartAtLaneZeroAndAreEqualUpToALaneSet) {
     if (longest > 0) {
       EXPECT_LE(longest - shortest, kLanes);
     }
-    EXPECT_LE(longest, tiling.length() + kLanes);
+    EXPECT_LE(longest, length + kLanes);
   }
 }
 
 TEST(Tiling, EmptyProblemsHaveNoTiles) {
-  EXPECT_EQ(Tiling(0, 3, 5, kRowsTile).tiles(), 0);
-  EXPECT_EQ(Tiling(3, 3, 0, kRowsTile).tiles(), 0);
+  EXPECT_EQ(tiling_of({0, 3, 5}).tiles(), 0);
+  EXPECT_EQ(tiling_of({3, 3, 0}).tiles(), 0);
 }
 
 TEST(Tiling, SlotsStayWithinTheirBudgetHoweverLargeTheProblem) {
   for (const Shape& shape : {Shape{1, 1, std::int64_t{1} << 33}, Shape{1 << 20, 64, 3136}, Shape{1 << 24, 4, 16}}) {
-    const Tiling tiling(shape.n, shape.c, shape.s, kRowsTile);
+    const Tiling tiling = tiling_of(shape);
     EXPECT_LE(tiling.tiles() * shape.c, kSlotBudget) << shape.n << " x " << shape.c << " x " << shape.s;
   }
 }
@@ -84,12 +94,15 @@ TEST(Tiling, CutRestartsAtEachContiguousGroup) {
   for (const std::int64_t group : {1, 3, 7, 32, 1000}) {
     for (const std::int64_t s : {1, 49, 700}) {
       const std::int64_t n = 100;
-      const Tiling tiling(n, 4, s, kRowsTile, group);
+      const Tiling tiling = tiling_of({n, 4, s}, group);
       std::int64_t next = 0;
       for (std::int64_t t = 0; t < tiling.tiles(); ++t) {
         const Tile tile = tiling[t];
         EXPECT_EQ(tile.n0, next);
         EXPECT_EQ(tile.n0 / group, (tile.n1 - 1) / group) << "a tile spans two groups";
+        EXPECT_EQ(tiling.group_of(t), tile.n0 / group);
+        EXPECT_LE(tiling.first_of(tiling.group_of(t)), t);
+        EXPECT_GT(tiling.first_of(tiling.group_of(t) + 1), t);
         next = tile.n1;
       }
       EXPECT_EQ(next, n);
@@ -97,42 +110,155 @@ TEST(Tiling, CutRestartsAtEachContiguousGroup) {
   }
 }
 
-TEST(Slots, ThreeInterleavedGroupsHaveOneSlotPerTileAndGroupPresent) {
-  const std::int64_t n = 90, c = 2, s = 49;
-  const std::int32_t groups = 3;
-  std::vector<std::int32_t> group_of(static_cast<std::size_t>(n));
-  Random random("slots");
-  // Group 2 is absent from the first half, so that tiles differ in which groups they hold.
-  for (std::int64_t i = 0; i < n; ++i)
-    group_of[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(random.below(i < n / 2 ? 2 : 3));
-  const Tiling tiling(n, c, s, kColumnsTile);
-  ASSERT_GE(tiling.tiles(), 3);
-  const auto count = static_cast<std::size_t>(Slots::count(tiling, group_of, groups));
-  std::vector<std::int64_t> first(static_cast<std::size_t>(tiling.tiles()) + 1), weight(count);
-  std::vector<std::int32_t> group(count);
-  const Slots slots(tiling, group_of, groups, first, group, weight);
+// A partition with the memory that it wants.
+class Slots {
+ public:
+  Slots(const popnorm::Problem& problem, const popnorm::Map& map, const std::vector<std::int32_t>& labels)
+      : shape_(Partition::shape(problem, map, problem.n, map.count)),
+        order_(size(shape_.n)),
+        begin_(size(shape_.most_bundles() + 1)),
+        of_(size(shape_.most_bundles())),
+        first_(size(shape_.classes + 1)),
+        bundle_(size(shape_.most_bundles())),
+        partition_(shape_, {map, labels.data()}, map.count,
+                   {order_.data(), begin_.data(), of_.data(), first_.data(), bundle_.data()}) {}
+  const Partition* operator->() const { return &partition_; }
+  const Partition& operator*() const { return partition_; }
+  const Partition::Shape& shape() const { return shape_; }
 
-  EXPECT_EQ(first.front(), 0);
-  EXPECT_EQ(first.back(), static_cast<std::int64_t>(count));
-  std::vector<std::int64_t> seen(groups), expected(groups);
-  for (const std::int32_t g : group_of) expected[static_cast<std::size_t>(g)] += s;
-  for (std::int64_t t = 0; t < tiling.tiles(); ++t) {
-    const Tile tile = tiling[t];
-    for (std::int32_t g = 0; g < groups; ++g) {
-      std::int64_t members = 0;
-      for (std::int64_t i = tile.n0; i < tile.n1; ++i) members += group_of[static_cast<std::size_t>(i)] == g;
-      const std::int64_t slot = slots.find(t, g);
-      if (members == 0) {
-        EXPECT_EQ(slot, -1);
-        continue;
+ private:
+  static std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
+  Partition::Shape shape_;
+  std::vector<std::int32_t> order_, begin_, of_, first_, bundle_;
+  Partition partition_;
+};
+
+popnorm::Problem problem_of(const Shape& shape, popnorm::Form form) {
+  popnorm::Problem p;
+  p.form = form;
+  p.n = shape.n;
+  p.c = shape.c;
+  p.s = shape.s;
+  return p;
+}
+
+// Every element of every class is in one slot of that class, slots hold one class, and a class's slots ascend.
+void expect_covers(const popnorm::Problem& p, const popnorm::Map& map, const std::vector<std::int32_t>& labels) {
+  const Slots slots(p, map, labels);
+  EXPECT_LE(slots->slots(), slots.shape().most_slots());
+  const auto entry = [&](std::int64_t n, std::int64_t s) { return static_cast<std::size_t>(n * p.s + s); };
+  std::vector<int> seen(static_cast<std::size_t>(p.n * p.s));
+  std::int64_t counted = 0;
+  for (std::int64_t of = 0; of < map.count; ++of) {
+    std::int64_t before = -1;
+    for (std::int64_t i = 0; i < slots->slots_of(of); ++i, ++counted) {
+      const std::int64_t id = slots->slot_of(of, i);
+      ASSERT_GT(id, before) << "slots of a class do not ascend";
+      before = id;
+      const popnorm::Slot slot = (*slots)[id];
+      ASSERT_EQ(slot.of, of);
+      ASSERT_GT(slot.positions(), 0);
+      for (std::int64_t k = 0; k < slot.samples; ++k) {
+        const std::int64_t n = slot.index != nullptr ? slot.index[k] : slot.first + k;
+        if (k == 0) {
+          ASSERT_EQ(slot.first, n);
+        }
+        ASSERT_EQ(popnorm::id_of(map, labels.data(), n), of);
+        for (std::int64_t s = slot.s0; s < slot.s1; ++s) ++seen[entry(n, s)];
       }
-      ASSERT_GE(slot, first[static_cast<std::size_t>(t)]);
-      ASSERT_LT(slot, first[static_cast<std::size_t>(t) + 1]);
-      EXPECT_EQ(weight[static_cast<std::size_t>(slot)], members * s);
-      seen[static_cast<std::size_t>(g)] += members * s;
     }
   }
-  EXPECT_EQ(seen, expected);
+  EXPECT_EQ(counted, slots->slots());
+  for (const int times : seen) ASSERT_EQ(times, 1);
+}
+
+std::vector<std::int32_t> random_labels(Random& random, std::int64_t n, std::int64_t ids) {
+  std::vector<std::int32_t> labels(static_cast<std::size_t>(n));
+  for (std::int32_t& label : labels) label = static_cast<std::int32_t>(random.below(ids));
+  return labels;
+}
+
+TEST(Partition, CoversEveryElementOnceWithItsClassForAnyMap) {
+  Random random("partitions");
+  for (int i = 0; i < 300; ++i) {
+    const Shape shape{1 + random.below(400), 1 + random.below(40), random.pick({1, 3, 49, 500, 5000})};
+    const popnorm::Problem p = problem_of(shape, random.coin() ? popnorm::Form::rows : popnorm::Form::columns);
+    const std::int64_t k = 1 + random.below(random.coin() ? 8 : 60);
+    SCOPED_TRACE(testing::Message() << shape.n << " x " << shape.c << " x " << shape.s << ", k " << k);
+    expect_covers(p, {POPNORM_WHOLE, 0, 1}, {});
+    expect_covers(p, {POPNORM_PER_SAMPLE, 0, shape.n}, {});
+    expect_covers(p, {POPNORM_CONTIGUOUS, k, (shape.n + k - 1) / k}, {});
+    expect_covers(p, {POPNORM_STRIDED, k, k}, {});
+    expect_covers(p, {POPNORM_LABELS, k, k}, random_labels(random, shape.n, k));
+  }
+}
+
+TEST(Partition, AFewInterleavedGroupsShareTilesInMemoryOrder) {
+  const popnorm::Problem p = problem_of({900, 2, 49}, popnorm::Form::columns);
+  Random random("slots");
+  // Group 2 is absent from the first half, so that tiles differ in which groups they hold.
+  std::vector<std::int32_t> labels = random_labels(random, 450, 2);
+  for (const std::int32_t label : random_labels(random, 450, 3)) labels.push_back(label);
+  const Slots slots(p, {POPNORM_LABELS, 3, 3}, labels);
+  ASSERT_TRUE(slots.shape().interleaved());
+  ASSERT_GE(slots->slots_of(2), 3);
+  // Two neighbouring slots are of one tile, or of two in memory order: their samples never lie a tile apart.
+  const std::int64_t tile = popnorm::Cut(p.s, slots.shape().length).samples();
+  for (std::int64_t i = 0; i + 1 < slots->slots(); ++i)
+    EXPECT_LT(std::abs((*slots)[i + 1].first - (*slots)[i].first), 2 * tile);
+  EXPECT_LT(slots->slots_of(2), slots->slots_of(0)) << "a slot of an absent group";
+}
+
+TEST(Partition, ManyGroupsAreOrdered) {
+  const popnorm::Problem p = problem_of({5000, 2, 1}, popnorm::Form::columns);
+  Random random("many groups");
+  const std::vector<std::int32_t> labels = random_labels(random, 5000, 1000);
+  const Slots slots(p, {POPNORM_LABELS, 1000, 1000}, labels);
+  ASSERT_FALSE(slots.shape().interleaved());
+  for (std::int64_t i = 0; i + 1 < slots->slots(); ++i) EXPECT_LE((*slots)[i].of, (*slots)[i + 1].of);
+}
+
+// What another group's samples do, and how many they are, moves no slot border of a group that is ordered.
+TEST(Partition, AnOrderedGroupsSlotsAreItsOwn) {
+  const popnorm::Problem p = problem_of({4000, 2, 1}, popnorm::Form::columns);
+  Random random("own slots");
+  std::vector<std::int32_t> labels = random_labels(random, 4000, 40);
+  const auto borders = [&] {
+    const Slots slots(p, {POPNORM_LABELS, 40, 40}, labels);
+    std::vector<std::int64_t> firsts;
+    for (std::int64_t i = 0; i < slots->slots_of(7); ++i) firsts.push_back((*slots)[slots->slot_of(7, i)].first);
+    return firsts;
+  };
+  const std::vector<std::int64_t> before = borders();
+  for (std::int32_t& label : labels)
+    if (label != 7) label = label == 8 ? 9 : label % 5;
+  EXPECT_EQ(borders(), before);
+}
+
+// Cells are the pairs that occur, and a row's first cells do not depend on other rows' samples.
+TEST(Cells, AreThePairsOfRowAndAffineSlotThatOccur) {
+  Random random("cells");
+  for (int i = 0; i < 200; ++i) {
+    const std::int64_t n = 1 + random.below(200), rows = 1 + random.below(12), slots = 1 + random.below(5);
+    const std::vector<std::int32_t> row = random_labels(random, n, rows), affine = random_labels(random, n, slots);
+    const popnorm::Map row_map{POPNORM_LABELS, rows, rows}, affine_map{POPNORM_LABELS, slots, slots};
+    const auto most = static_cast<std::size_t>(popnorm::Cells::most(row_map, affine_map, n, rows));
+    std::vector<std::int32_t> cell(static_cast<std::size_t>(n)), of_row(most), of_affine(most), next(most),
+        first(static_cast<std::size_t>(rows));
+    const popnorm::Cells cells({row_map, row.data()}, {affine_map, affine.data()}, {0, n, 0, rows},
+                               {cell.data(), of_row.data(), of_affine.data(), next.data(), first.data()});
+    ASSERT_LE(cells.count(), static_cast<std::int64_t>(most));
+    std::set<std::pair<std::int64_t, std::int64_t>> pairs;
+    for (std::int64_t k = 0; k < cells.count(); ++k) pairs.emplace(cells.row(k), cells.affine(k));
+    EXPECT_EQ(static_cast<std::int64_t>(pairs.size()), cells.count()) << "a pair twice";
+    for (std::int64_t k = 0; k < n; ++k) {
+      EXPECT_EQ(cells.row(cells.of(k)), row[static_cast<std::size_t>(k)]);
+      EXPECT_EQ(cells.affine(cells.of(k)), affine[static_cast<std::size_t>(k)]);
+    }
+    const popnorm::Cells same({row_map, row.data()}, {row_map, row.data()}, {0, n, 0, rows}, {});
+    EXPECT_TRUE(same.by_row());
+    EXPECT_EQ(same.count(), rows);
+  }
 }
 
 TEST(BalancedTree, PairsNeighboursLevelByLevel) {

@@ -1,0 +1,215 @@
+// The four operations with weights: of a sample, of a position, or a length per sample. Absent elements are selected away,
+// never multiplied by 0: they may hold NaN. All in f64 and one element after the other per lane, since weights are rare and
+// masks make memory patient; element by element y and dx are the same expressions as without weights.
+
+// The weights of one sample of a block: positions [0, present) count, each with weight w[i*step], or 1 where w is null.
+struct SampleWeights {
+  std::int64_t present;
+  const float* w;
+  std::int64_t step;
+  POPNORM_INLINE float at(std::int64_t i) const { return w != nullptr ? w[i * step] : 1.0F; }
+};
+
+POPNORM_INLINE SampleWeights weights_of(const Weights& weights, const Block& block, std::int64_t k) {
+  const std::int64_t sample = sample_of(block, k);
+  SampleWeights result{block.positions, nullptr, weights.position};
+  if (weights.first != nullptr) result.w = weights.first + sample * weights.sample;
+  if (weights.length != nullptr) {
+    const std::int64_t left = weights.length[sample] - weights.s0;
+    result.present = left < 0 ? 0 : left < block.positions ? left : block.positions;
+  }
+  return result;
+}
+
+// Rows form: sums term(i) over the present positions of every sample, in kLanes lanes of f64. term(k, i, w) may read.
+template <class Term>
+POPNORM_INLINE double weighted_lanes(const Block& block, const Weights& weights, const Term& term) {
+  double lane[kLanes] = {};
+  for (std::int64_t k = 0; k < block.samples; ++k) {
+    const SampleWeights w = weights_of(weights, block, k);
+    for (std::int64_t i = 0; i < w.present; ++i) {
+      const float weight = w.at(i);
+      if (weight != 0) lane[i % kLanes] += term(k, i, static_cast<double>(weight));
+    }
+  }
+  for (std::int64_t width = kLanes / 2; width > 0; width /= 2)
+    for (std::int64_t l = 0; l < width; ++l) lane[l] += lane[l + width];
+  return lane[0];
+}
+
+// Columns form: calls body(k, i, w) for every present position.
+template <class Body>
+POPNORM_INLINE void weighted_positions(const Block& block, const Weights& weights, const Body& body) {
+  for (std::int64_t k = 0; k < block.samples; ++k) {
+    const SampleWeights w = weights_of(weights, block, k);
+    for (std::int64_t i = 0; i < w.present; ++i) {
+      const float weight = w.at(i);
+      if (weight != 0) body(k, i, static_cast<double>(weight));
+    }
+  }
+}
+
+template <class T>
+POPNORM_INLINE const T* element(const Input& input, const Block& block, std::int64_t k, std::int64_t row) {
+  return static_cast<const T*>(input.first) + sample_of(block, k) * input.sample + row * input.row;
+}
+
+// By passes, as moments_f64: the mean around the first present element, the mean again around that, m2.
+template <class T>
+void weighted_moments_rows(const WeightedMomentsArgs& args) {
+  const Block& block = args.of.block;
+  const double weight = weighted_lanes(block, args.weights, [](std::int64_t, std::int64_t, double w) { return w; });
+  for (std::int64_t c = 0; c < block.channels; ++c) {
+    const auto x = [&](std::int64_t k, std::int64_t i) {
+      return static_cast<double>(element<T>(args.of.x, block, k, c)[i]);
+    };
+    args.weight[c] = weight;
+    args.of.mean[c] = args.of.m2[c] = 0;
+    if (weight == 0) continue;
+    double mean = 0;
+    bool found = false;
+    for (std::int64_t k = 0; k < block.samples && !found; ++k) {
+      const SampleWeights w = weights_of(args.weights, block, k);
+      for (std::int64_t i = 0; i < w.present && !found; ++i)
+        if (w.at(i) != 0) mean = x(k, i), found = true;
+    }
+    for (int pass = 0; pass < 2; ++pass)
+      mean += weighted_lanes(block, args.weights,
+                             [&](std::int64_t k, std::int64_t i, double w) { return w * (x(k, i) - mean); }) /
+              weight;
+    args.of.mean[c] = mean;
+    args.of.m2[c] = weighted_lanes(block, args.weights, [&](std::int64_t k, std::int64_t i, double w) {
+      const double d = x(k, i) - mean;
+      return w * (d * d);
+    });
+  }
+}
+
+template <class T>
+void weighted_moments_columns(const WeightedMomentsArgs& args) {
+  const Block& block = args.of.block;
+  const std::int64_t channels = block.channels;
+  double* const mean = args.of.mean;
+  double* const m2 = args.of.m2;  // until the last pass, the sum that corrects the mean
+  const auto clear = [&] {
+    for (std::int64_t c = 0; c < channels; ++c) m2[c] = 0;
+  };
+  double weight = 0;
+  bool found = false;
+  weighted_positions(block, args.weights, [&](std::int64_t k, std::int64_t i, double w) {
+    weight += w;
+    if (found) return;
+    const T* x = element<T>(args.of.x, block, k, i);
+    for (std::int64_t c = 0; c < channels; ++c) mean[c] = static_cast<double>(x[c]);
+    found = true;
+  });
+  for (std::int64_t c = 0; c < channels; ++c) args.weight[c] = weight;
+  clear();
+  if (!found) {
+    for (std::int64_t c = 0; c < channels; ++c) mean[c] = 0;
+    return;
+  }
+  for (int pass = 0; pass < 2; ++pass) {
+    weighted_positions(block, args.weights, [&](std::int64_t k, std::int64_t i, double w) {
+      const T* x = element<T>(args.of.x, block, k, i);
+      for (std::int64_t c = 0; c < channels; ++c) m2[c] += w * (static_cast<double>(x[c]) - mean[c]);
+    });
+    for (std::int64_t c = 0; c < channels; ++c) mean[c] += m2[c] / weight;
+    clear();
+  }
+  weighted_positions(block, args.weights, [&](std::int64_t k, std::int64_t i, double w) {
+    const T* x = element<T>(args.of.x, block, k, i);
+    for (std::int64_t c = 0; c < channels; ++c) {
+      const double d = static_cast<double>(x[c]) - mean[c];
+      m2[c] += w * (d * d);
+    }
+  });
+}
+
+template <class T>
+void weighted_backward_reduce_rows(const WeightedBackwardReduceArgs& args) {
+  const BackwardReduceArgs& a = args.of;
+  const Block& block = a.block;
+  for (std::int64_t c = 0; c < block.channels; ++c) {
+    const double hi = static_cast<double>(static_cast<const T*>(a.hi)[c]);
+    const auto dy = [&](std::int64_t k, std::int64_t i) {
+      return static_cast<double>(element<T>(a.dy, block, k, c)[i]);
+    };
+    a.sum_dy[c] = weighted_lanes(block, args.weights, [&](std::int64_t k, std::int64_t i, double) { return dy(k, i); });
+    a.sum_dy_d[c] = weighted_lanes(block, args.weights, [&](std::int64_t k, std::int64_t i, double) {
+      return dy(k, i) * (static_cast<double>(element<T>(a.x, block, k, c)[i]) - hi);
+    });
+  }
+}
+
+template <class T>
+void weighted_backward_reduce_columns(const WeightedBackwardReduceArgs& args) {
+  const BackwardReduceArgs& a = args.of;
+  const T* hi = static_cast<const T*>(a.hi);
+  for (std::int64_t c = 0; c < a.block.channels; ++c) a.sum_dy[c] = a.sum_dy_d[c] = 0;
+  weighted_positions(a.block, args.weights, [&](std::int64_t k, std::int64_t i, double) {
+    const T* x = element<T>(a.x, a.block, k, i);
+    const T* dy = element<T>(a.dy, a.block, k, i);
+    for (std::int64_t c = 0; c < a.block.channels; ++c) {
+      const double gradient = static_cast<double>(dy[c]);
+      a.sum_dy[c] += gradient;
+      a.sum_dy_d[c] += gradient * (static_cast<double>(x[c]) - static_cast<double>(hi[c]));
+    }
+  });
+}
+
+// eval(k, c, i, w): the output element at position i of channel c of sample k, where it is present.
+template <bool rows_form, class T, class Eval>
+POPNORM_INLINE void weighted_elementwise(const Block& block, const Output& out, const Weights& weights,
+                                         const Eval& eval) {
+  for (std::int64_t k = 0; k < block.samples; ++k) {
+    const SampleWeights w = weights_of(weights, block, k);
+    T* to = static_cast<T*>(out.first) + sample_of(block, k) * out.sample;
+    const auto value = [&](std::int64_t c, std::int64_t i) {
+      const float weight = i < w.present ? w.at(i) : 0.0F;
+      return weight != 0 ? eval(k, c, i, static_cast<T>(weight)) : T(0);
+    };
+    if constexpr (rows_form) {
+      for (std::int64_t c = 0; c < block.channels; ++c)
+        for (std::int64_t i = 0; i < block.positions; ++i) to[c * out.row + i] = value(c, i);
+    } else {
+      for (std::int64_t i = 0; i < block.positions; ++i)
+        for (std::int64_t c = 0; c < block.channels; ++c) to[i * out.row + c] = value(c, i);
+    }
+  }
+}
+
+template <bool rows_form, class T>
+POPNORM_INLINE T element_at(const Input& input, const Block& block, std::int64_t k, std::int64_t c, std::int64_t i) {
+  return rows_form ? element<T>(input, block, k, c)[i] : element<T>(input, block, k, i)[c];
+}
+
+template <bool rows_form, class T>
+void weighted_normalize(const WeightedNormalizeArgs& args) {
+  const NormalizeArgs& a = args.of;
+  const T* hi = static_cast<const T*>(a.hi);
+  const T* s = static_cast<const T*>(a.s);
+  const T* b = static_cast<const T*>(a.b);
+  weighted_elementwise<rows_form, T>(
+      a.block, a.y, args.weights, [&](std::int64_t k, std::int64_t c, std::int64_t i, T) {
+        const std::int64_t r = (a.rows.row != nullptr ? a.rows.row[k] * a.rows.pitch : 0) + c;
+        return (element_at<rows_form, T>(a.x, a.block, k, c, i) - hi[r]) * s[r] + b[r];
+      });
+}
+
+template <bool rows_form, class T>
+void weighted_backward_apply(const WeightedBackwardApplyArgs& args) {
+  const BackwardApplyArgs& a = args.of;
+  const T* hi = static_cast<const T*>(a.hi);
+  const T* invstd = static_cast<const T*>(a.invstd);
+  const T* gain = static_cast<const T*>(a.a);
+  const T* k1 = static_cast<const T*>(a.k1);
+  const T* k2 = static_cast<const T*>(a.k2);
+  weighted_elementwise<rows_form, T>(
+      a.block, a.dx, args.weights, [&](std::int64_t k, std::int64_t c, std::int64_t i, T w) {
+        const std::int64_t r = (a.rows.row != nullptr ? a.rows.row[k] * a.rows.pitch : 0) + c;
+        const T d = element_at<rows_form, T>(a.x, a.block, k, c, i) - hi[r];
+        const T gradient = gain[r] * element_at<rows_form, T>(a.dy, a.block, k, c, i);
+        return (gradient - w * k1[r]) - (d * invstd[r]) * (w * k2[r]);
+      });
+}

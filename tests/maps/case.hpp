@@ -1,0 +1,82 @@
+// A problem with maps, weights and a source of statistics, its inputs in guarded memory, and a way to run it.
+#ifndef POPNORM_TESTS_MAPS_CASE_HPP
+#define POPNORM_TESTS_MAPS_CASE_HPP
+
+#include <popnorm/popnorm.h>
+
+#include <limits>
+#include <memory>
+#include <popnorm/popnorm.hpp>
+#include <string>
+#include <vector>
+
+#include "maps/oracle.hpp"
+#include "support/check.hpp"
+#include "support/layer.hpp"
+#include "support/random.hpp"
+#include "support/tensor.hpp"
+
+namespace popnorm_test {
+
+struct MapSet {
+  popnorm_map group = {POPNORM_WHOLE, 0};
+  popnorm_map slot = {POPNORM_WHOLE, 0};
+  popnorm_map affine = {POPNORM_WHOLE, 0};
+  popnorm_weights weights = POPNORM_UNWEIGHTED;
+  popnorm_statistics statistics = POPNORM_BATCH;
+};
+
+std::ostream& operator<<(std::ostream& out, const MapSet& m);
+
+struct MapForward {
+  std::vector<double> y, saved_mean, saved_invstd, weight, mean, m2;
+};
+struct MapBackward {
+  std::vector<double> dx, dscale, dshift;
+};
+
+class MapCase {
+ public:
+  // Labels are drawn; where `one_slot`, the samples of a group have one population slot.
+  MapCase(const Configuration& k, const MapSet& maps, bool one_slot, Random& random);
+
+  [[nodiscard]] const Meaning& meaning() const { return meaning_; }
+  [[nodiscard]] const Oracle& oracle() const { return *oracle_; }
+  [[nodiscard]] const popnorm_problem& problem() const { return problem_; }
+  [[nodiscard]] popnorm_batch batch() const;
+  [[nodiscard]] popnorm_source source() const;
+  [[nodiscard]] const Configuration& configuration() const { return k_; }
+  [[nodiscard]] const MapSet& maps() const { return maps_; }
+
+  // By one route; forward in training. With a population, forward feeds it by merging.
+  [[nodiscard]] MapForward forward(const Route& route, popnorm::population* fed = nullptr);
+  // After forward.
+  [[nodiscard]] MapBackward backward(const Route& route);
+  // Both once more by the six operations.
+  void run_operations(const Route& route, MapForward& forward, MapBackward& backward);
+
+  // Every output within the oracle's bounds.
+  void expect_promises(const MapForward& f, const MapBackward& b) const;
+
+  std::vector<double> x_values, dy_values;  // channel after channel
+  Tensor x, dy;
+  Array scale, shift, given_mean, given_variance;
+  std::vector<std::int32_t> group, slot, affine;
+  std::vector<float> weights;
+  std::vector<std::int64_t> lengths;
+
+ private:
+  static popnorm_problem problem_of(const Configuration& k, const MapSet& maps);
+  void draw(Random& random, bool one_slot);
+
+  Configuration k_;
+  MapSet maps_;
+  popnorm_problem problem_;
+  Meaning meaning_;
+  GuardedBuffer reserve_;
+  std::unique_ptr<Oracle> oracle_;
+};
+
+}  // namespace popnorm_test
+
+#endif

@@ -1,0 +1,398 @@
+// What the batch is, as an argument: random maps, weights and sources of statistics against an oracle that loops group by
+// group; the same bits by every route; groups that know nothing of one another.
+#include <gtest/gtest.h>
+
+#include "maps/case.hpp"
+#include "support/executors.hpp"
+
+namespace popnorm_test {
+
+namespace reference = popnorm::reference;
+
+namespace {
+
+popnorm_map random_map(Random& random, std::int64_t n) {
+  switch (random.below(6)) {
+    case 0:
+      return {POPNORM_WHOLE, 0};
+    case 1:
+      return {POPNORM_CONTIGUOUS, 1 + random.below(n + 2)};
+    case 2:
+      return {POPNORM_STRIDED, 1 + random.below(9)};
+    case 3:
+      return {POPNORM_PER_SAMPLE, 0};
+    case 4:
+      return {POPNORM_LABELS, 1 + random.below(5)};
+    default:
+      return {POPNORM_LABELS, 1 + random.below(40)};
+  }
+}
+
+// A source that is blended needs a group's samples to have one slot: then slots are a function of groups.
+MapSet random_maps(Random& random, std::int64_t n) {
+  MapSet m;
+  m.group = random_map(random, n);
+  m.affine = random.coin() ? random_map(random, n) : popnorm_map{POPNORM_WHOLE, 0};
+  m.weights = random.coin() ? POPNORM_UNWEIGHTED
+                            : random.pick({POPNORM_WEIGHTS_PER_SAMPLE, POPNORM_WEIGHTS_PER_POSITION, POPNORM_LENGTHS});
+  m.statistics = random.pick({POPNORM_BATCH, POPNORM_BATCH, POPNORM_GIVEN, POPNORM_BLEND, POPNORM_RENORM});
+  const bool blended = m.statistics == POPNORM_BLEND || m.statistics == POPNORM_RENORM;
+  if (blended)
+    m.slot = random.coin() ? m.group : popnorm_map{POPNORM_LABELS, 1 + random.below(4)};
+  else
+    m.slot = random_map(random, n);
+  return m;
+}
+
+bool needs_one_slot(const MapSet& m) { return m.statistics == POPNORM_BLEND || m.statistics == POPNORM_RENORM; }
+
+Configuration random_configuration(Random& random) {
+  Configuration k;
+  k.layout = random.coin() ? POPNORM_NCHW : POPNORM_NHWC;
+  const auto shape = random.pick({std::array<std::int64_t, 3>{1, 3, 5},
+                                  {7, 5, 1},
+                                  {60, 8, 1},
+                                  {400, 3, 1},
+                                  {33, 17, 4},
+                                  {24, 6, 49},
+                                  {9, 33, 16},
+                                  {5, 2, 700},
+                                  {3, 2, 5000},
+                                  {50, 70, 3},
+                                  {17, 1, 30}});
+  k.n = shape[0];
+  k.c = shape[1];
+  k.s = shape[2];
+  k.storage = random.coin() ? POPNORM_F32 : POPNORM_F64;
+  k.parameters = random.coin() ? POPNORM_F32 : POPNORM_F64;
+  k.statistics = random.coin() ? POPNORM_F32 : POPNORM_F64;
+  const auto spacing = [&] {
+    return random.coin() ? Spacing::packed
+                         : random.pick({Spacing::channel_slice, Spacing::padded_rows, Spacing::padded_samples});
+  };
+  k.x = spacing();
+  k.y = spacing();
+  k.dy = spacing();
+  k.dx = spacing();
+  k.where = random.coin() ? Placement::ends_at_guard : Placement::begins_at_guard;
+  k.offset = random.below(5);
+  return k;
+}
+
+void expect_same(const MapForward& a, const MapForward& b) {
+  EXPECT_TRUE(same_bits(a.y, b.y)) << "y";
+  EXPECT_TRUE(same_bits(a.saved_mean, b.saved_mean)) << "saved_mean";
+  EXPECT_TRUE(same_bits(a.saved_invstd, b.saved_invstd)) << "saved_invstd";
+  EXPECT_TRUE(same_bits(a.weight, b.weight) && same_bits(a.mean, b.mean) && same_bits(a.m2, b.m2)) << "moments";
+}
+
+void expect_same(const MapBackward& a, const MapBackward& b) {
+  EXPECT_TRUE(same_bits(a.dx, b.dx)) << "dx";
+  EXPECT_TRUE(same_bits(a.dscale, b.dscale)) << "dscale";
+  EXPECT_TRUE(same_bits(a.dshift, b.dshift)) << "dshift";
+}
+
+TEST(Maps, AgreeWithTheOracleAndWithThemselvesByEveryRoute) {
+  const std::vector<Route> routes = forced_routes();
+  for (int i = 0; i < 250 * effort(); ++i) {
+    Random random("Maps " + std::to_string(i));
+    const Configuration k = random_configuration(random);
+    const MapSet maps = random_maps(random, k.n);
+    SCOPED_TRACE(testing::Message() << "case " << i << ": " << testing::PrintToString(k) << ", " << maps);
+    MapCase c(k, maps, needs_one_slot(maps), random);
+    const MapForward f = c.forward({});
+    const MapBackward b = c.backward({});
+    c.expect_promises(f, b);
+    ShuffledExecutor executor(static_cast<int>(2 + random.below(6)));
+    const popnorm_executor interface = executor.interface();
+    for (int r = 0; r < 4; ++r) {
+      Route route = routes[static_cast<std::size_t>(random.below(static_cast<std::int64_t>(routes.size())))];
+      if (r % 2 == 1) route.executor = &interface;
+      SCOPED_TRACE(testing::Message() << route);
+      expect_same(c.forward(route), f);
+      expect_same(c.backward(route), b);
+    }
+    MapForward parts;
+    MapBackward gradients;
+    c.run_operations({}, parts, gradients);
+    SCOPED_TRACE("by the six operations");
+    expect_same(parts, f);
+    expect_same(gradients, b);
+    if (HasFailure()) return;
+  }
+}
+
+// Enough samples that groups have many slots and work is run in parallel, on k threads in any order.
+class LargeMaps : public testing::TestWithParam<std::tuple<popnorm_layout, popnorm_map>> {};
+
+TEST_P(LargeMaps, HaveTheSameBitsOnAnyThreads) {
+  Configuration k;
+  k.layout = std::get<0>(GetParam());
+  k.n = 6000;
+  k.c = 24;
+  k.s = 1;
+  MapSet maps;
+  maps.group = std::get<1>(GetParam());
+  maps.affine = {POPNORM_LABELS, 3};
+  Random random("LargeMaps");
+  MapCase c(k, maps, false, random);
+  const MapForward f = c.forward({"baseline", POPNORM_PHASES, POPNORM_STORES_ORDINARY, nullptr});
+  const MapBackward b = c.backward({"baseline", POPNORM_PHASES, POPNORM_STORES_ORDINARY, nullptr});
+  c.expect_promises(f, b);
+  for (const Route& forced : forced_routes())
+    for (const int threads : {1, 3, 16}) {
+      ShuffledExecutor executor(threads);
+      const popnorm_executor interface = executor.interface();
+      Route route = forced;
+      route.executor = &interface;
+      SCOPED_TRACE(testing::Message() << route << " on " << threads << " threads");
+      expect_same(c.forward(route), f);
+      expect_same(c.backward(route), b);
+      if (threads > 1) {
+        EXPECT_GE(executor.most_threads(), 2);
+      }
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Groups, LargeMaps,
+    testing::Combine(testing::Values(POPNORM_NCHW, POPNORM_NHWC),
+                     testing::Values(popnorm_map{POPNORM_WHOLE, 0}, popnorm_map{POPNORM_CONTIGUOUS, 700},
+                                     popnorm_map{POPNORM_STRIDED, 8}, popnorm_map{POPNORM_PER_SAMPLE, 0},
+                                     popnorm_map{POPNORM_LABELS, 8}, popnorm_map{POPNORM_LABELS, 300})));
+
+// One label for all is plain batch normalization, to the bit; so is one group of contiguous samples, or one dealt.
+TEST(Maps, OneGroupInAnyFormIsPlainBatchNormalization) {
+  for (const popnorm_layout layout : {POPNORM_NCHW, POPNORM_NHWC})
+    for (const std::int64_t s : {1, 49, 6000}) {
+      Configuration k;
+      k.layout = layout;
+      k.n = 40;
+      k.c = 6;
+      k.s = s;
+      Random plain_random("one group");
+      MapCase plain(k, {}, false, plain_random);
+      const MapForward f = plain.forward({});
+      const MapBackward b = plain.backward({});
+      for (const popnorm_map map : {popnorm_map{POPNORM_LABELS, 1}, popnorm_map{POPNORM_CONTIGUOUS, 40},
+                                    popnorm_map{POPNORM_CONTIGUOUS, 1000}, popnorm_map{POPNORM_STRIDED, 1}}) {
+        MapSet maps;
+        maps.group = map;
+        SCOPED_TRACE(testing::Message() << maps << " S " << s);
+        Random random("one group");
+        MapCase c(k, maps, false, random);
+        expect_same(c.forward({}), f);
+        expect_same(c.backward({}), b);
+      }
+    }
+}
+
+// y, moments and dx of group 1 with everything else replaced.
+TEST(Maps, AGroupsBitsDependOnItsOwnSamplesAlone) {
+  for (const popnorm_layout layout : {POPNORM_NCHW, POPNORM_NHWC})
+    for (const popnorm_map map : {popnorm_map{POPNORM_CONTIGUOUS, 30}, popnorm_map{POPNORM_STRIDED, 5},
+                                  popnorm_map{POPNORM_LABELS, 4}, popnorm_map{POPNORM_LABELS, 60}})
+      for (const std::int64_t s : {1, 49, 5000}) {
+        Configuration k;
+        k.layout = layout;
+        k.n = s > 1000 ? 12 : 150;
+        k.c = 5;
+        k.s = s;
+        MapSet maps;
+        maps.group = map;
+        SCOPED_TRACE(testing::Message() << maps << " S " << s);
+        Random random("own samples");
+        MapCase c(k, maps, false, random);
+        const std::int32_t group = c.group[1];
+        const MapForward f = c.forward({});
+        const MapBackward b = c.backward({});
+        c.x.buffer().make_writable();
+        c.dy.buffer().make_writable();
+        std::vector<double> x = c.x_values, dy = c.dy_values;
+        const auto each = [&](const auto& visit) {
+          for (std::int64_t ch = 0; ch < k.c; ++ch)
+            for (std::int64_t n = 0; n < k.n; ++n)
+              for (std::int64_t p = 0; p < k.s; ++p)
+                visit(c.oracle().at(ch, n, p), c.group[static_cast<std::size_t>(n)] == group);
+        };
+        each([&](std::size_t i, bool own) {
+          if (!own) x[i] = 1e3 * random.normal(), dy[i] = random.normal();
+        });
+        c.x.assign_by_channel(x);
+        c.dy.assign_by_channel(dy);
+        const MapForward g = c.forward({});
+        const MapBackward d = c.backward({});
+        each([&](std::size_t i, bool own) {
+          if (!own) return;
+          ASSERT_TRUE(same_bits(f.y[i], g.y[i]));
+          ASSERT_TRUE(same_bits(b.dx[i], d.dx[i]));
+        });
+        for (std::int64_t ch = 0; ch < k.c; ++ch) {
+          const auto i = static_cast<std::size_t>(group * k.c + ch);
+          EXPECT_TRUE(same_bits(f.mean[i], g.mean[i]) && same_bits(f.m2[i], g.m2[i]));
+        }
+      }
+}
+
+// ShuffleBN on one device: permuted ids give what permuted data would, though no data moves.
+TEST(Maps, PermutedGroupsAreGroupsOfPermutedData) {
+  Configuration k;
+  k.layout = POPNORM_NHWC;
+  k.n = 64;
+  k.c = 9;
+  k.s = 25;
+  MapSet contiguous, labels;
+  contiguous.group = {POPNORM_CONTIGUOUS, 16};
+  labels.group = {POPNORM_LABELS, 4};
+  Random random("permuted");
+  MapCase ordered(k, contiguous, false, random);
+  std::vector<std::int64_t> to(64);
+  for (std::size_t i = 0; i < to.size(); ++i) to[i] = static_cast<std::int64_t>(i);
+  random.shuffle(to);
+  MapCase dealt(k, labels, false, random);
+  std::vector<double> x(dealt.x_values.size());
+  for (std::int64_t c = 0; c < k.c; ++c)
+    for (std::int64_t n = 0; n < k.n; ++n)
+      for (std::int64_t s = 0; s < k.s; ++s)
+        x[dealt.oracle().at(c, to[static_cast<std::size_t>(n)], s)] = ordered.x_values[ordered.oracle().at(c, n, s)];
+  for (std::int64_t n = 0; n < k.n; ++n)
+    dealt.group[static_cast<std::size_t>(to[static_cast<std::size_t>(n)])] = static_cast<std::int32_t>(n / 16);
+  dealt.x.buffer().make_writable();
+  dealt.x.assign_by_channel(x);
+  for (Array* parameter : {&dealt.scale, &dealt.shift}) parameter->buffer().make_writable();
+  dealt.scale.assign(ordered.scale.values());
+  dealt.shift.assign(ordered.shift.values());
+  const MapForward f = ordered.forward({}), g = dealt.forward({});
+  for (std::int64_t c = 0; c < k.c; ++c)
+    for (std::int64_t n = 0; n < k.n; ++n)
+      for (std::int64_t s = 0; s < k.s; ++s) {
+        const Exact y = ordered.oracle().y(c, n, s);
+        EXPECT_NEAR(f.y[ordered.oracle().at(c, n, s)], g.y[dealt.oracle().at(c, to[static_cast<std::size_t>(n)], s)],
+                    static_cast<double>(2 * reference::rounded(y.bound, y.value, reference::kF32)));
+      }
+}
+
+// Weights that are all 1 mean what no weights mean, and a weight of 3 is three times the sample.
+TEST(Weights, CountHowOftenAnElementIsThere) {
+  Configuration k;
+  k.n = 12;
+  k.c = 4;
+  k.s = 10;
+  Random random("weights");
+  MapSet weighted;
+  weighted.weights = POPNORM_WEIGHTS_PER_SAMPLE;
+  MapCase once(k, weighted, false, random);
+  // The samples of weight w are w samples.
+  std::vector<std::int64_t> copies;
+  for (std::size_t n = 0; n < 12; ++n) {
+    once.weights[n] = static_cast<float>(n % 4);
+    for (std::size_t i = 0; i < n % 4; ++i) copies.push_back(static_cast<std::int64_t>(n));
+  }
+  Configuration repeated = k;
+  repeated.n = static_cast<std::int64_t>(copies.size());
+  MapCase often(repeated, {}, false, random);
+  once.x.buffer().make_writable();
+  std::vector<double> x(once.x_values.size()), y(often.x_values.size());
+  for (double& v : x) v = stored(POPNORM_F32, random.normal());
+  for (std::int64_t c = 0; c < k.c; ++c)
+    for (std::int64_t n = 0; n < repeated.n; ++n)
+      for (std::int64_t s = 0; s < k.s; ++s)
+        y[often.oracle().at(c, n, s)] = x[once.oracle().at(c, copies[static_cast<std::size_t>(n)], s)];
+  once.x.assign_by_channel(x);
+  often.x.buffer().make_writable();
+  often.x.assign_by_channel(y);
+  const MapForward f = once.forward({}), g = often.forward({});
+  for (std::size_t c = 0; c < 4; ++c) {
+    EXPECT_EQ(f.weight[c], g.weight[c]);
+    EXPECT_NEAR(f.mean[c], g.mean[c], 16 * 0x1p-24);
+    EXPECT_NEAR(f.m2[c] / g.m2[c], 1, 16 * 0x1p-24);
+  }
+}
+
+// Gradients of a loss by differences in f64, for every kind of weights and source: the oracle shares popnorm's formulas,
+// this does not.
+TEST(Weights, GradientsAreThoseOfDifferences) {
+  for (const popnorm_weights weights :
+       {POPNORM_UNWEIGHTED, POPNORM_WEIGHTS_PER_SAMPLE, POPNORM_WEIGHTS_PER_POSITION, POPNORM_LENGTHS})
+    for (const popnorm_statistics statistics : {POPNORM_BATCH, POPNORM_GIVEN, POPNORM_BLEND}) {
+      Configuration k;
+      k.n = 6;
+      k.c = 2;
+      k.s = 5;
+      k.epsilon = 1e-3;
+      k.storage = k.parameters = k.statistics = POPNORM_F64;
+      MapSet maps;
+      maps.group = {POPNORM_CONTIGUOUS, 4};
+      maps.affine = {POPNORM_STRIDED, 2};
+      maps.weights = weights;
+      maps.statistics = statistics;
+      SCOPED_TRACE(testing::Message() << maps);
+      Random random("differences");
+      MapCase c(k, maps, true, random);
+      (void)c.forward({});
+      const MapBackward b = c.backward({});
+      c.x.buffer().make_writable();
+      const std::vector<double> x = c.x_values;
+      const auto loss = [&](std::size_t i, double step) {
+        std::vector<double> moved = x;
+        moved[i] += step;
+        c.x.assign_by_channel(moved);
+        const MapForward f = c.forward({});
+        double sum = 0;
+        for (std::size_t j = 0; j < f.y.size(); ++j)
+          if (!std::isnan(c.dy_values[j])) sum += f.y[j] * c.dy_values[j];
+        return sum;
+      };
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        if (std::isnan(x[i])) {
+          EXPECT_EQ(b.dx[i], 0);
+          continue;
+        }
+        constexpr double kStep = 1e-5;
+        // A central difference is off by step^2 times a third derivative, and by rounding of the loss over the step.
+        EXPECT_NEAR(b.dx[i], (loss(i, kStep) - loss(i, -kStep)) / (2 * kStep), 1e-7 * (1 + std::fabs(b.dx[i]))) << i;
+      }
+    }
+}
+
+// One call feeds every slot what its groups hold together, once.
+TEST(Populations, AreFedTheGroupsOfTheirSlotAsOneBatch) {
+  for (const popnorm_map map : {popnorm_map{POPNORM_CONTIGUOUS, 7}, popnorm_map{POPNORM_LABELS, 9}}) {
+    Configuration k;
+    k.n = 50;
+    k.c = 6;
+    k.s = 9;
+    MapSet maps;
+    maps.group = map;
+    maps.slot = map.kind == POPNORM_LABELS ? popnorm_map{POPNORM_LABELS, 3} : popnorm_map{POPNORM_CONTIGUOUS, 21};
+    Random random("fed slots");
+    MapCase c(k, maps, true, random);
+    popnorm::population fed(c.meaning().slots, k.c);
+    const MapForward f = c.forward({}, &fed);
+    std::vector<double> weight(static_cast<std::size_t>(c.meaning().slots * k.c)), mean = weight, m2 = weight;
+    for (std::int64_t g = 0; g < c.meaning().groups; ++g) {
+      std::int64_t slot = -1;
+      for (std::size_t n = 0; n < c.group.size(); ++n)
+        if (c.group[n] == g) slot = c.slot[n];
+      for (std::int64_t ch = 0; slot >= 0 && ch < k.c; ++ch) {
+        const auto from = static_cast<std::size_t>(g * k.c + ch), to = static_cast<std::size_t>(slot * k.c + ch);
+        const reference::Moments both =
+            reference::combine({weight[to], mean[to], m2[to]}, {f.weight[from], f.mean[from], f.m2[from]});
+        weight[to] = static_cast<double>(both.weight);
+        mean[to] = static_cast<double>(both.mean);
+        m2[to] = static_cast<double>(both.m2);
+      }
+    }
+    EXPECT_EQ(fed.header().steps, 1);
+    const auto* arrays = reinterpret_cast<const double*>(&fed.header() + 1);
+    for (std::size_t i = 0; i < weight.size(); ++i) {
+      EXPECT_EQ(arrays[i], weight[i]);
+      EXPECT_NEAR(arrays[weight.size() + i], mean[i], 1e-13 * (1 + std::fabs(mean[i])));
+      EXPECT_NEAR(arrays[2 * weight.size() + i], m2[i], 1e-13 * m2[i]);
+      EXPECT_EQ(arrays[6 * weight.size() + i], 1) << "batches of a slot";
+    }
+  }
+}
+
+}  // namespace
+}  // namespace popnorm_test
