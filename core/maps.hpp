@@ -119,6 +119,11 @@ class Cells {
         return arrays_.cell[n];
     }
   }
+  // of() as an array, where there is one.
+  const std::int32_t* labels() const {
+    const Labelled m = map();
+    return m.map.kind == POPNORM_LABELS ? m.labels : nullptr;
+  }
   std::int64_t row(std::int64_t cell) const {
     return kind_ == Kind::by_row ? cell : kind_ == Kind::by_affine ? 0 : arrays_.row[cell];
   }

@@ -15,15 +15,17 @@
 
 namespace popnorm {
 
-// More classes than this are ordered instead of sharing tiles.
+// More classes than this are ordered instead of sharing tiles, and so are tiles of more samples.
 inline constexpr std::int64_t kMostInterleaved = 16;
+inline constexpr std::int64_t kMostTogether = 8192;
 
 struct Slot {
   std::int64_t of;            // its class
   std::int64_t first;         // its first sample
-  std::int64_t samples;       // how many
+  std::int64_t samples;       // how many; 0: the class is absent from the tile
   const std::int32_t* index;  // which samples, in ascending order; null: neighbours
   std::int64_t s0, s1;        // positions
+  std::int64_t before = 0;    // samples of its tile that slots before it have
   std::int64_t positions() const { return samples * (s1 - s0); }
 };
 
@@ -38,16 +40,19 @@ class Partition {
     std::int64_t samples_per_class = 1;
     bool in_order = true;
 
-    bool interleaved() const { return !in_order && s <= length && classes <= kMostInterleaved; }
+    bool shared() const {
+      return !in_order && s <= length && classes <= kMostInterleaved && Cut(s, length).samples() <= kMostTogether;
+    }
+    // Samples that are cut together, where they are sorted.
     std::int64_t most_bundles() const {
-      const Cut cut(s, length);
-      if (in_order || s == 0) return 0;
-      const std::int64_t tiles = cut.tiles(n);
-      return std::min(n, interleaved() ? tiles * std::min(classes, cut.samples()) : tiles + std::min(classes, n));
+      if (in_order || shared() || s == 0) return 0;
+      return std::min(n, Cut(s, length).tiles(n) + std::min(classes, n));
     }
     std::int64_t most_slots() const {
+      if (s == 0) return 0;
       const Cut cut(s, length);
-      return in_order ? Tiling(n, s, length, samples_per_class).tiles() : most_bundles() * cut.runs();
+      if (in_order) return Tiling(n, s, length, samples_per_class).tiles();
+      return shared() ? cut.tiles(n) * classes : most_bundles() * cut.runs();
     }
   };
 
@@ -59,40 +64,116 @@ class Partition {
     shape.classes = most_classes;
     shape.in_order = popnorm::in_order(map);
     shape.samples_per_class = shape.in_order ? std::max<std::int64_t>(samples_per_id(map, n), 1) : 1;
-    const bool shared = !shape.in_order && most_classes <= kMostInterleaved;
-    shape.length = tile_length(p.form, p.n, p.c, p.s, shared ? most_classes : 1);
+    const bool few = !shape.in_order && most_classes <= kMostInterleaved;
+    shape.length = tile_length(p.form, p.n, p.c, p.s, few ? most_classes : 1);
     return shape;
   }
 
-  // Only where classes are not in order. Entries: n, most_bundles + 1, most_bundles, classes + 1, most_bundles.
+  // Where classes are sorted. Entries: n, most_bundles + 1, most_bundles, classes + 1.
   struct Arrays {
     std::int32_t* order;
     std::int32_t* begin;
     std::int32_t* of;
     std::int32_t* first;
-    std::int32_t* bundle;
   };
 
   Partition() = default;
   Partition(const Shape& shape, const Labelled& map, std::int64_t classes, const Arrays& arrays)
-      : shape_(shape), cut_(shape.s, shape.length) {
+      : shape_(shape), map_(map), classes_(classes), cut_(shape.s, shape.length), arrays_(arrays) {
     if (shape.s == 0 || shape.n == 0) return;
     if (shape.in_order) {
       tiling_ = Tiling(shape.n, shape.s, shape.length, shape.samples_per_class);
-      slots_ = tiling_.tiles();
-      return;
+      slots_ = units_ = tiling_.tiles();
+    } else if (shape.shared()) {
+      units_ = cut_.tiles(shape.n);
+      slots_ = units_ * classes;
+    } else {
+      sort();
+      slots_ = units_ = bundles_ * cut_.runs();
     }
-    arrays_ = arrays;
-    if (shape.interleaved())
-      share_tiles(map, classes);
-    else
-      sort(map, classes);
-    slots_ = bundles_ * cut_.runs();
   }
 
   std::int64_t slots() const { return slots_; }
 
-  Slot operator[](std::int64_t i) const {
+  // What is reduced at once: a slot, or a tile with its slots of all classes.
+  std::int64_t units() const { return units_; }
+  std::int64_t classes() const { return classes_; }
+  bool shares_tiles() const { return shape_.shared(); }
+
+  // Calls body(slot number, slot) for the slots of a unit, absent classes included.
+  template <class Body>
+  void for_each_slot(std::int64_t unit, const Body& body) const {
+    if (!shape_.shared()) {
+      body(unit, slot(unit));
+      return;
+    }
+    const std::int64_t begin = part_of(shape_.n, units_, unit);
+    const std::int64_t end = part_of(shape_.n, units_, unit + 1);
+    std::int64_t at[kMostInterleaved + 1];
+    count(begin, end, at);
+    // A stable counting sort of the tile's samples.
+    std::int32_t order[kMostTogether];
+    std::int64_t next[kMostInterleaved];
+    for (std::int64_t k = 0; k < classes_; ++k) next[k] = at[k];
+    with_ids([&](const auto& id) {
+      for (std::int64_t n = begin; n < end; ++n) order[next[id(n)]++] = static_cast<std::int32_t>(n);
+    });
+    for (std::int64_t k = 0; k < classes_; ++k) {
+      const std::int64_t samples = at[k + 1] - at[k];
+      body(unit * classes_ + k,
+           Slot{k, samples > 0 ? order[at[k]] : begin, samples, order + at[k], 0, shape_.s, at[k]});
+    }
+  }
+
+  // Where a unit begins to be read.
+  Slot first_slot(std::int64_t unit) const {
+    if (!shape_.shared()) return slot(unit);
+    return {0, part_of(shape_.n, units_, unit), 0, nullptr, 0, shape_.s};
+  }
+
+  // Calls body(slot number, positions) for all slots.
+  template <class Body>
+  void for_each_weight(const Body& body) const {
+    if (!shape_.shared()) {
+      for (std::int64_t i = 0; i < slots_; ++i) body(i, slot(i).positions());
+      return;
+    }
+    std::int64_t at[kMostInterleaved + 1];
+    for (std::int64_t t = 0; t < units_; ++t) {
+      count(part_of(shape_.n, units_, t), part_of(shape_.n, units_, t + 1), at);
+      for (std::int64_t k = 0; k < classes_; ++k) body(t * classes_ + k, (at[k + 1] - at[k]) * shape_.s);
+    }
+  }
+
+  // Slots of a class, in ascending order of tiles: first, first + stride, ...
+  struct Of {
+    std::int64_t count;
+    std::int64_t first;
+    std::int64_t stride;
+  };
+  Of slots_of(std::int64_t of) const {
+    if (slots_ == 0) return {0, 0, 1};
+    if (shape_.in_order) return {tiling_.first_of(of + 1) - tiling_.first_of(of), tiling_.first_of(of), 1};
+    if (shape_.shared()) return {units_, of, classes_};
+    return {(arrays_.first[of + 1] - arrays_.first[of]) * cut_.runs(), arrays_.first[of] * cut_.runs(), 1};
+  }
+
+  // The first sample of a class, -1 if it has none.
+  std::int64_t first_sample(std::int64_t of) const {
+    if (shape_.shared()) {
+      for (std::int64_t n = 0; n < shape_.n; ++n)
+        if (map_(n) == of) return n;
+      return -1;
+    }
+    const Of slots = slots_of(of);
+    return slots.count > 0 ? slot(slots.first).first : -1;
+  }
+
+  // Where classes are in order: the samples of one.
+  std::int64_t begin_of(std::int64_t of) const { return std::min(of * shape_.samples_per_class, shape_.n); }
+
+ private:
+  Slot slot(std::int64_t i) const {
     if (shape_.in_order) {
       const Tile t = tiling_[i];
       return {tiling_.group_of(i), t.n0, t.n1 - t.n0, nullptr, t.s0, t.s1};
@@ -104,71 +185,53 @@ class Partition {
             index,         cut_.begin(run), cut_.begin(run + 1)};
   }
 
-  // Slots of a class, in ascending order of tiles.
-  std::int64_t slots_of(std::int64_t of) const {
-    if (slots_ == 0) return 0;
-    if (shape_.in_order) return tiling_.first_of(of + 1) - tiling_.first_of(of);
-    return (arrays_.first[of + 1] - arrays_.first[of]) * cut_.runs();
-  }
-  std::int64_t slot_of(std::int64_t of, std::int64_t i) const {
-    if (shape_.in_order) return tiling_.first_of(of) + i;
-    return arrays_.bundle[arrays_.first[of] + i / cut_.runs()] * cut_.runs() + i % cut_.runs();
+  // Calls body with what gives a sample's id, labels apart from the rest: they are looked up many times.
+  template <class Body>
+  void with_ids(const Body& body) const {
+    if (map_.map.kind == POPNORM_LABELS)
+      body([labels = map_.labels](std::int64_t n) { return labels[n]; });
+    else
+      body(map_);
   }
 
- private:
-  void add_bundle(std::int64_t of, std::int64_t begin) {
-    arrays_.of[bundles_] = static_cast<std::int32_t>(of);
-    arrays_.begin[bundles_++] = static_cast<std::int32_t>(begin);
-    arrays_.begin[bundles_] = static_cast<std::int32_t>(shape_.n);
+  // at[k] ... at[k + 1]: places of class k among the samples [begin, end), sorted.
+  void count(std::int64_t begin, std::int64_t end, std::int64_t* at) const {
+    std::fill(at, at + classes_ + 1, 0);
+    with_ids([&](const auto& id) {
+      for (std::int64_t n = begin; n < end; ++n) ++at[id(n) + 1];
+    });
+    for (std::int64_t k = 0; k < classes_; ++k) at[k + 1] += at[k];
   }
 
-  void share_tiles(const Labelled& map, std::int64_t classes) {
-    const std::int64_t tiles = cut_.tiles(shape_.n);
-    for (std::int64_t t = 0; t < tiles; ++t) {
-      const std::int64_t begin = part_of(shape_.n, tiles, t);
-      const std::int64_t end = part_of(shape_.n, tiles, t + 1);
-      std::int64_t at[kMostInterleaved + 1] = {};
-      for (std::int64_t n = begin; n < end; ++n) ++at[map(n) + 1];
-      at[0] = begin;
-      for (std::int64_t k = 0; k < classes; ++k) {
-        if (at[k + 1] > 0) add_bundle(k, at[k]);
-        at[k + 1] += at[k];
-      }
-      for (std::int64_t n = begin; n < end; ++n) arrays_.order[at[map(n)]++] = static_cast<std::int32_t>(n);
-    }
-    std::fill(arrays_.first, arrays_.first + classes + 1, 0);
-    for (std::int64_t b = 0; b < bundles_; ++b) ++arrays_.first[arrays_.of[b] + 1];
-    for (std::int64_t k = 0; k < classes; ++k) arrays_.first[k + 1] += arrays_.first[k];
-    std::int32_t next[kMostInterleaved];
-    for (std::int64_t k = 0; k < std::min(classes, kMostInterleaved); ++k) next[k] = arrays_.first[k];
-    for (std::int64_t b = 0; b < bundles_; ++b) arrays_.bundle[next[arrays_.of[b]]++] = static_cast<std::int32_t>(b);
-  }
-
-  void sort(const Labelled& map, std::int64_t classes) {
+  void sort() {
     std::int32_t* const first = arrays_.first;
-    std::fill(first, first + classes + 1, 0);
-    for (std::int64_t n = 0; n < shape_.n; ++n) ++first[map(n) + 1];
-    for (std::int64_t k = 0; k < classes; ++k) first[k + 1] += first[k];
+    std::fill(first, first + classes_ + 1, 0);
+    for (std::int64_t n = 0; n < shape_.n; ++n) ++first[map_(n) + 1];
+    for (std::int64_t k = 0; k < classes_; ++k) first[k + 1] += first[k];
     for (std::int64_t n = shape_.n - 1; n >= 0; --n)
-      arrays_.order[--first[map(n) + 1]] = static_cast<std::int32_t>(n);  // now first[k + 1] is where class k begins
-    for (std::int64_t k = 0; k < classes; ++k) {
+      arrays_.order[--first[map_(n) + 1]] = static_cast<std::int32_t>(n);  // now first[k + 1] is where class k begins
+    for (std::int64_t k = 0; k < classes_; ++k) {
       const std::int64_t begin = first[k + 1];
-      const std::int64_t end = k + 1 < classes ? first[k + 2] : shape_.n;
+      const std::int64_t end = k + 1 < classes_ ? first[k + 2] : shape_.n;
       first[k] = static_cast<std::int32_t>(bundles_);
       const std::int64_t tiles = cut_.tiles(end - begin);
       for (std::int64_t t = 0; t < tiles; ++t) {
-        arrays_.bundle[bundles_] = static_cast<std::int32_t>(bundles_);
-        add_bundle(k, begin + part_of(end - begin, tiles, t));
+        arrays_.of[bundles_] = static_cast<std::int32_t>(k);
+        arrays_.begin[bundles_++] = static_cast<std::int32_t>(begin + part_of(end - begin, tiles, t));
       }
     }
-    first[classes] = static_cast<std::int32_t>(bundles_);
+    first[classes_] = static_cast<std::int32_t>(bundles_);
+    arrays_.begin[bundles_] = static_cast<std::int32_t>(shape_.n);
   }
 
   Shape shape_;
+  Labelled map_;
+  std::int64_t classes_ = 0;
   Cut cut_;
   Tiling tiling_;
   Arrays arrays_{};
   std::int64_t slots_ = 0;
+  std::int64_t units_ = 0;
   std::int64_t bundles_ = 0;
 };
 

@@ -42,12 +42,23 @@ inline std::size_t reserve_bytes(const Problem& p) {
                   c * (rows * (sizeof(double) + 5 * size) + static_cast<std::size_t>(p.affine_slot.count) * 2 * size));
 }
 
-// Of the labels that decide which row and which scale a sample has, so that backward with others is refused. FNV-1a.
+// Of the labels that decide which row and which scale a sample has, so that backward with others is refused. FNV-1a in 16
+// chains, which are then hashed themselves: one chain would take longer than the labels are worth.
 inline std::uint64_t labels_of(const Problem& p, popnorm_statistics statistics, const popnorm_batch& batch) {
+  constexpr std::int64_t kChains = 16;
   std::uint64_t hash = 14695981039346656037U;
   const auto add = [&](const Map& map, const std::int32_t* labels) {
     if (map.kind != POPNORM_LABELS) return;
-    for (std::int64_t n = 0; n < p.n; ++n) hash = (hash ^ static_cast<std::uint32_t>(labels[n])) * 1099511628211U;
+    std::uint32_t chain[kChains];
+    std::fill_n(chain, kChains, 2166136261U);
+    const auto mix = [&](std::int64_t n, std::int64_t k) {
+      chain[k] = (chain[k] ^ static_cast<std::uint32_t>(labels[n])) * 16777619U;
+    };
+    std::int64_t n = 0;
+    for (; n + kChains <= p.n; n += kChains)
+      for (std::int64_t k = 0; k < kChains; ++k) mix(n + k, k);
+    for (std::int64_t k = 0; n + k < p.n; ++k) mix(n + k, k);
+    for (const std::uint32_t value : chain) hash = (hash ^ value) * 1099511628211U;
   };
   add(p.row_map(statistics), statistics == POPNORM_GIVEN ? batch.population_slot : batch.norm_group);
   add(p.affine_slot, batch.affine_slot);

@@ -221,7 +221,11 @@ class Memory {
     }
     if (!needed || problem_.n == 0) return POPNORM_SUCCESS;
     POPNORM_TRY(required(name, ids, problem_.n, sizeof(std::int32_t), false));
-    for (std::int64_t n = 0; n < problem_.n; ++n)
+    // Looked for only if there is one, which a loop without exits finds out many times faster.
+    const auto count = static_cast<std::uint32_t>(map.count);
+    bool outside = false;
+    for (std::int64_t n = 0; n < problem_.n; ++n) outside |= static_cast<std::uint32_t>(ids[n]) >= count;
+    for (std::int64_t n = 0; outside && n < problem_.n; ++n)
       if (ids[n] < 0 || ids[n] >= map.count)
         return fail(POPNORM_INVALID, "%s: %s[%lld] is %d, must be in [0, %lld)", operation_, name, ll{n}, ids[n],
                     ll{map.count});

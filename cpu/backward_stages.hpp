@@ -2,6 +2,8 @@
 #ifndef POPNORM_CPU_BACKWARD_STAGES_HPP
 #define POPNORM_CPU_BACKWARD_STAGES_HPP
 
+#include <algorithm>
+
 #include "core/reserve.hpp"
 #include "cpu/call.hpp"
 #include "kernels/affine.hpp"
@@ -16,10 +18,7 @@ struct Source {
   ReserveArrays<T, const std::byte> of;
 
   bool through() const { return statistics != POPNORM_GIVEN; }
-  StatisticsRow<T> row(std::int64_t i) const { return {of.hi[i], of.lo[i], of.invstd[i]}; }
   double weight_of(std::int64_t i) const { return of.weight != nullptr ? of.weight[i] : weight; }
-  double d(std::int64_t i) const { return of.d != nullptr ? static_cast<double>(of.d[i]) : 0; }
-  double r2(std::int64_t i) const { return of.r2 != nullptr ? static_cast<double>(of.r2[i]) : 1; }
 };
 
 template <class T>
@@ -27,12 +26,6 @@ Source<T> reserved(const Problem& p, const void* reserve) {
   const auto statistics = static_cast<popnorm_statistics>(static_cast<const ReserveHeader*>(reserve)->statistics);
   return {statistics, 0, {static_cast<const std::byte*>(reserve), p, statistics}};
 }
-
-struct Sums {
-  double dy;
-  double dy_xhat;
-};
-inline Sums operator+(const Sums& p, const Sums& q) { return {p.dy + q.dy, p.dy_xhat + q.dy_xhat}; }
 
 template <class T>
 struct Backward {
@@ -56,88 +49,93 @@ struct Backward {
     return static_cast<double>(source.of.scale[cells().affine(cell) * plan.problem.c + c]);
   }
 
-  static void reduce(void* context, std::int64_t slot, std::int64_t next, Channels c) {
-    const Backward& b = *static_cast<const Backward*>(context);
-    const Problem& p = b.plan.problem;
-    const Slot s = b.slots[slot];
-    const Slot n = next >= 0 ? b.slots[next] : s;
-    const std::int64_t at = slot * p.c + c.begin;
-    const BackwardReduceArgs args{Samples::block(s, c),
-                                  b.samples.template input<T>(b.x, p.x, s, n, c),
-                                  b.samples.template input<T>(b.dy, p.dy, s, n, c),
-                                  b.source.of.hi + b.row_entry(s.of, c.begin),
-                                  b.space.dy + at,
-                                  b.space.dy_d + at};
-    if (b.samples.weighted())
-      b.kernels.weighted_backward_reduce({args, b.samples.weights(s)});
-    else
-      b.kernels.backward_reduce(args);
+  static void reduce(void* context, std::int64_t unit, std::int64_t next, Channels c) {
+    static_cast<const Backward*>(context)->reduce_unit(unit, next, c);
   }
 
-  // sum(dy) and sum(dy*xhat) of a cell.
-  Sums cell_sums(std::int64_t cell, std::int64_t c) const {
-    const std::int64_t count = slots.slots_of(cell);
-    if (count == 0) return {0, 0};
-    const Sums raw = balanced_tree(
-        count,
-        [&](std::int64_t i) {
-          const std::int64_t at = slots.slot_of(cell, i) * plan.problem.c + c;
-          return Sums{space.dy[at], space.dy_d[at]};
-        },
-        [](const Sums& p, const Sums& q) { return p + q; });
-    return {raw.dy, sum_dy_xhat(source.row(row_entry(cell, c)), raw.dy, raw.dy_xhat)};
+  void reduce_unit(std::int64_t unit, std::int64_t next, Channels c) const {
+    const Problem& p = plan.problem;
+    const Slot after = next >= 0 ? slots.first_slot(next) : Slot{};
+    slots.for_each_slot(unit, [&](std::int64_t slot, const Slot& s) {
+      const std::int64_t at = slot * p.c + c.begin;
+      if (s.samples == 0) {
+        std::fill_n(space.dy + at, c.end - c.begin, 0.0);
+        std::fill_n(space.dy_d + at, c.end - c.begin, 0.0);
+        return;
+      }
+      const Slot& n = next >= 0 ? after : s;
+      const BackwardReduceArgs args{Samples::block(s, c),
+                                    samples.template input<T>(x, p.x, s, n, c),
+                                    samples.template input<T>(dy, p.dy, s, n, c),
+                                    source.of.hi + row_entry(s.of, c.begin),
+                                    space.dy + at,
+                                    space.dy_d + at};
+      if (samples.weighted())
+        kernels.weighted_backward_reduce({args, samples.weights(s)});
+      else
+        kernels.backward_reduce(args);
+    });
   }
 
-  // Adds a cell's sums to those of its row, of scale*dy where `scaled`, and to those of its affine slot.
-  void add(std::int64_t cell, std::int64_t c, const Sums& sums, bool scaled) const {
-    const std::int64_t row = cells().row(cell) * plan.problem.c + c;
-    const std::int64_t affine = cells().affine(cell) * plan.problem.c + c;
-    const double factor = scaled ? scale_of(cell, c) : 1;
-    space.row_dy[row] += factor * sums.dy;
-    space.row_dy_xhat[row] += factor * sums.dy_xhat;
-    if (space.affine_dy == space.row_dy) return;
-    space.affine_dy[affine] += sums.dy;
-    space.affine_dy_xhat[affine] += sums.dy_xhat;
-  }
-
-  // The rows' sums of channels of this wave begin at nothing, the affine slots' in the first wave.
-  void clear(Channels channels) const {
-    const auto zero = [&](double* sums, std::int64_t rows) {
-      for (std::int64_t r = 0; r < rows; ++r)
-        std::fill(sums + r * plan.problem.c + channels.begin, sums + r * plan.problem.c + channels.end, 0.0);
-    };
-    zero(space.row_dy, samples.wave().rows);
-    zero(space.row_dy_xhat, samples.wave().rows);
-    if (samples.wave().row0 > 0) return;
-    zero(space.affine_dy, plan.problem.affine_slot.count);
-    zero(space.affine_dy_xhat, plan.problem.affine_slot.count);
-  }
-
-  void reduce_cells(Channels channels, bool scaled) const {
-    clear(channels);
-    for (std::int64_t cell = 0; cell < cells().count(); ++cell)
-      for (std::int64_t c = channels.begin; c < channels.end; ++c) add(cell, c, cell_sums(cell, c), scaled);
-  }
-
-  // The coefficients of a cell. `of_row`: the sums of its row, of scale*dy where `scaled`.
-  void set_row(std::int64_t cell, std::int64_t c, const Sums& of_row, bool scaled) const {
+  // The sums of a cell, channels [c, c + n).
+  void cell_sums(std::int64_t cell, std::int64_t c, std::int64_t n, double* of_dy, double* of_dy_xhat) const {
     const std::int64_t entry = row_entry(cell, c);
-    const StatisticsRow<T> row = source.row(entry);
-    const double weight = source.weight_of(entry);
-    double p1 = 0;
-    double p2 = 0;
-    if (source.through() && weight > 0) {
-      const double pull = (of_row.dy_xhat - source.d(entry) * of_row.dy) * source.r2(entry);
-      p1 = (of_row.dy - source.d(entry) * pull) / weight;
-      p2 = pull / weight;
+    kernels.merge_sums({slot_list(slots, cell, plan.problem.c), n, space.dy + c, space.dy_d + c, source.of.lo + entry,
+                        source.of.invstd + entry, of_dy, of_dy_xhat});
+  }
+
+  // The rows' sums of channels [c, c + n), of scale*dy where `scaled`, and what the wave adds to the affine slots' sums.
+  void reduce_cells(std::int64_t c, std::int64_t n, bool scaled) const {
+    const std::int64_t width = plan.problem.c;
+    const bool by_row = cells().by_row() && !scaled;
+    for (std::int64_t row = 0; !by_row && row < samples.wave().rows; ++row) {
+      std::fill_n(space.row_dy + row * width + c, n, 0.0);
+      std::fill_n(space.row_dy_xhat + row * width + c, n, 0.0);
     }
-    const GradientRow<T> g = gradient_row(row, static_cast<T>(scale_of(cell, c)), scaled, p1, p2);
-    const std::int64_t i = cell * plan.problem.c + c;
-    space.row[0][i] = row.hi;
-    space.row[1][i] = row.invstd;
-    space.row[2][i] = g.a;
-    space.row[3][i] = g.k1;
-    space.row[4][i] = g.k2;
+    for (std::int64_t cell = 0; cell < cells().count(); ++cell) {
+      const std::int64_t row = cells().row(cell) * width + c;
+      const std::int64_t affine = cells().affine(cell) * width + c;
+      if (by_row) {
+        cell_sums(cell, c, n, space.row_dy + row, space.row_dy_xhat + row);
+        add_to_affine(affine, n, space.row_dy + row, space.row_dy_xhat + row);
+        continue;
+      }
+      double of_dy[kFoldChannels];
+      double of_dy_xhat[kFoldChannels];
+      cell_sums(cell, c, n, of_dy, of_dy_xhat);
+      for (std::int64_t i = 0; i < n; ++i) {
+        const double factor = scaled ? scale_of(cell, c + i) : 1;
+        space.row_dy[row + i] += factor * of_dy[i];
+        space.row_dy_xhat[row + i] += factor * of_dy_xhat[i];
+      }
+      add_to_affine(affine, n, of_dy, of_dy_xhat);
+    }
+  }
+
+  void add_to_affine(std::int64_t affine, std::int64_t n, const double* of_dy, const double* of_dy_xhat) const {
+    if (space.affine_dy == space.row_dy) return;
+    for (std::int64_t i = 0; i < n; ++i) {
+      space.affine_dy[affine + i] += of_dy[i];
+      space.affine_dy_xhat[affine + i] += of_dy_xhat[i];
+    }
+  }
+
+  // The coefficients of a cell, channels [c, c + n). The sums are those of its row, of scale*dy where `scaled`.
+  void set_row(std::int64_t cell, std::int64_t c, std::int64_t n, const double* sum_dy, const double* sum_dy_xhat,
+               bool scaled) const {
+    const std::int64_t entry = row_entry(cell, c);
+    const auto at = [&](const auto* array, std::int64_t i) { return array != nullptr ? array + i : nullptr; };
+    // Without a reserve these lie where coefficients go.
+    T own[4][kFoldChannels];
+    std::copy_n(source.of.hi + entry, n, own[0]);
+    std::copy_n(source.of.lo + entry, n, own[1]);
+    std::copy_n(source.of.invstd + entry, n, own[2]);
+    std::copy_n(source.of.scale + cells().affine(cell) * plan.problem.c + c, n, own[3]);
+    const std::int64_t to = cell * plan.problem.c + c;
+    kernels.gradient_row({n, own[0], own[1], own[2], own[3], at(source.of.weight, entry), source.weight,
+                          at(source.of.d, entry), at(source.of.r2, entry), sum_dy, sum_dy_xhat, scaled,
+                          !source.through(), space.row[0] + to, space.row[1] + to, space.row[2] + to, space.row[3] + to,
+                          space.row[4] + to});
   }
 
   static void apply(void* context, const Tile& box, Channels c, std::int64_t ahead) {
@@ -188,24 +186,52 @@ struct Staged : Backward<T> {
 
   static void fold(void* context, Channels channels) {
     const Staged& b = *static_cast<const Staged*>(context);
+    for_each_piece(channels, [&](std::int64_t c, std::int64_t n) {
+      if (b.wanted.reduces) b.reduce_cells(c, n, b.wanted.scaled);
+      for (std::int64_t row = 0; row < b.samples.wave().rows; ++row) b.put_sums(row, c, n);
+      for (std::int64_t cell = 0; b.wanted.applies && cell < b.cells().count(); ++cell) b.fold_cell(cell, c, n);
+    });
+  }
+
+  // One row, which is one cell, from its slots to its output.
+  static void whole_row(void* context, std::int64_t row) {
+    const Staged& b = *static_cast<const Staged*>(context);
     const Problem& p = b.plan.problem;
-    const Wave& wave = b.samples.wave();
-    if (b.wanted.reduces) b.reduce_cells(channels, b.wanted.scaled);
-    for (std::int64_t row = 0; b.wanted.out_dy != nullptr && row < wave.rows; ++row)
-      for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-        b.wanted.out_dy[(wave.row0 + row) * p.c + c] = b.space.row_dy[row * p.c + c];
-        b.wanted.out_dy_xhat[(wave.row0 + row) * p.c + c] = b.space.row_dy_xhat[row * p.c + c];
-      }
-    if (!b.wanted.applies) return;
-    for (std::int64_t cell = 0; cell < b.cells().count(); ++cell)
-      for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-        Sums sums{0, 0};
-        if (b.source.through() && b.wanted.sum_dy != nullptr)
-          sums = {b.wanted.sum_dy[b.row_entry(cell, c)], b.wanted.sum_dy_xhat[b.row_entry(cell, c)]};
-        else if (b.source.through())
-          sums = {b.space.row_dy[b.cells().row(cell) * p.c + c], b.space.row_dy_xhat[b.cells().row(cell) * p.c + c]};
-        b.set_row(cell, c, sums, b.wanted.scaled);
-      }
+    const Channels all{0, p.c};
+    const Partition::Of slots = b.slots.slots_of(row);
+    for (std::int64_t i = 0; i < slots.count; ++i)
+      b.reduce_unit(slots.first + i, i + 1 < slots.count ? slots.first + i + 1 : -1, all);
+    for_each_piece(all, [&](std::int64_t c, std::int64_t n) {
+      const std::int64_t at = row * p.c + c;
+      b.cell_sums(row, c, n, b.space.row_dy + at, b.space.row_dy_xhat + at);
+      b.put_sums(row, c, n);
+      b.fold_cell(row, c, n);
+    });
+    const Tile box{b.slots.begin_of(row), b.slots.begin_of(row + 1), 0, p.s};
+    if (box.n1 > box.n0 && p.s > 0) Backward<T>::apply(context, box, all, 0);
+  }
+
+  // After rows were run one by one: what they add to the affine slot that they share.
+  void add_rows() const {
+    const FpEnvironment environment;
+    for (std::int64_t row = 0; row < this->samples.wave().rows; ++row)
+      this->add_to_affine(0, this->plan.problem.c, this->space.row_dy + row * this->plan.problem.c,
+                          this->space.row_dy_xhat + row * this->plan.problem.c);
+  }
+
+  void put_sums(std::int64_t row, std::int64_t c, std::int64_t n) const {
+    if (wanted.out_dy == nullptr) return;
+    const std::int64_t from = row * this->plan.problem.c + c;
+    const std::int64_t to = (this->samples.wave().row0 + row) * this->plan.problem.c + c;
+    std::copy_n(this->space.row_dy + from, n, wanted.out_dy + to);
+    std::copy_n(this->space.row_dy_xhat + from, n, wanted.out_dy_xhat + to);
+  }
+
+  void fold_cell(std::int64_t cell, std::int64_t c, std::int64_t n) const {
+    const bool theirs = wanted.sum_dy != nullptr;
+    const std::int64_t at = theirs ? this->row_entry(cell, c) : this->cells().row(cell) * this->plan.problem.c + c;
+    this->set_row(cell, c, n, (theirs ? wanted.sum_dy : this->space.row_dy) + at,
+                  (theirs ? wanted.sum_dy_xhat : this->space.row_dy_xhat) + at, wanted.scaled);
   }
 };
 
@@ -215,18 +241,31 @@ popnorm_status run_backward(const char* operation, const Plan& plan, const popno
                             const Wanted& wanted) {
   const Problem& p = plan.problem;
   const Rows& rows = rows_of(plan, source.statistics);
+  const std::int64_t affine = space.affine_dy == space.row_dy ? 0 : p.affine_slot.count * p.c;
+  if (wanted.reduces) {
+    std::fill_n(space.affine_dy, affine, 0.0);
+    std::fill_n(space.affine_dy_xhat, affine, 0.0);
+  }
   for (std::int64_t i = 0; i < rows.waves(); ++i) {
     const Wave wave = rows.wave(p, i);
     const Samples samples(plan, batch, source.statistics, wave, space.cells);
     const Partition slots =
         wanted.reduces ? partition_of_cells(rows, wave, samples.cells(), space.slots_of_cells) : Partition();
     Staged<T> b{{plan, *state_of(plan).kernels, x, dy, dx, space, source, samples, slots}, wanted};
-    const Placement at = place(plan, wave, slots.slots(), {2, wanted.reduces, wanted.applies});
+    const bool independent = wanted.reduces && wanted.applies && source.through() && in_order(rows.map) &&
+                             samples.cells().by_row() && p.affine_slot.count == 1;
+    const Placement at =
+        place(plan, wave, slots.units(), {2, wanted.reduces, wanted.applies}, independent ? wave.rows : 0);
     b.stores = at.blocking.stores;
-    const Stages stages{&b, wanted.reduces ? Backward<T>::reduce : nullptr, Staged<T>::fold,
-                        wanted.applies ? Backward<T>::apply : nullptr};
-    if (const popnorm_status status = run(operation, plan, at, stages, slots.slots()); status != POPNORM_SUCCESS)
-      return status;
+    const Stages stages{&b,
+                        slots.units(),
+                        wanted.reduces ? Backward<T>::reduce : nullptr,
+                        Staged<T>::fold,
+                        wanted.applies ? Backward<T>::apply : nullptr,
+                        wave.rows,
+                        Staged<T>::whole_row};
+    if (const popnorm_status status = run(operation, plan, at, stages); status != POPNORM_SUCCESS) return status;
+    if (at.blocking.rows > 0) b.add_rows();
   }
   return POPNORM_SUCCESS;
 }

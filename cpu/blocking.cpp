@@ -82,14 +82,19 @@ Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& wor
   } else {
     b.slabs = schedule == POPNORM_SLAB;
   }
+  // Independent rows that fit beside their output into the second-level cache, and enough of them to go round.
+  const std::int64_t row_bytes = bytes / std::max<std::int64_t>(extent.rows, 1) * work.tensors;
+  if (both && schedule != POPNORM_PHASES && extent.rows >= threads * kTasksPerThread && row_bytes <= machine.l2 / 2)
+    b.rows = divide_up(extent.rows, b.parallel ? threads * kTasksPerThread : 1);
 
   // Measured (docs/performance.md): ordinary stores win while input and output stay in the last-level cache; what a slab
   // writes, though, drives out of the second-level cache what it is about to read again.
-  const std::int64_t touched = bytes * (work.tensors + 1);
-  const std::int64_t kept = b.slabs && rows ? machine.llc / 4 * 3 : machine.llc / 4 * 5;
+  const std::int64_t touched = extent.all * p.c * p.s * size_of(p.storage) * (work.tensors + 1);
+  const std::int64_t kept = b.rows > 0 || (b.slabs && rows) ? machine.llc / 4 * 3 : machine.llc / 4 * 5;
   const bool streaming = stores == POPNORM_STORES_STREAMING || (stores == POPNORM_STORES_AUTO && touched >= kept);
   b.stores = !streaming ? Stores::ordinary : machine.page_streams ? Stores::streaming_pages : Stores::streaming;
 
+  if (b.rows > 0) return b;
   if (b.slabs) {
     const std::int64_t channel = positions * size_of(p.storage) * work.tensors;
     std::int64_t channels = std::max<std::int64_t>(machine.l2 / 6 / std::max<std::int64_t>(channel, 1), 1);
@@ -107,7 +112,7 @@ Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& wor
   }
 
   const std::int64_t tasks = b.parallel ? threads * kTasksPerThread : 1;
-  b.slots = divide_up(std::max<std::int64_t>(extent.slots, 1), tasks);
+  b.units = divide_up(std::max<std::int64_t>(extent.units, 1), tasks);
   b.boxes = divide_up(std::max<std::int64_t>(extent.boxes, 1), tasks);
   const std::int64_t parts = divide_up(std::max<std::int64_t>(extent.boxes, 1), b.boxes);
   // Channels are cut too where boxes do not go round: into as many pieces as make equal shares. Not lightly in the columns

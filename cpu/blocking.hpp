@@ -24,13 +24,15 @@ struct Machine {
 const Machine& this_machine();
 
 struct Blocking {
+  // Rows, if not 0: tasks of so many statistics rows, each reduced, folded and applied while it is in cache.
   // Slabs: channel groups of `channels`, `slabs_per_task` consecutive ones per task.
-  // Phases: tasks of `slots` slots or `boxes` boxes x `channels` channels.
+  // Phases: tasks of `units` units or `boxes` boxes x `channels` channels.
+  std::int64_t rows;
   bool slabs;
   std::int64_t channels;
   std::int64_t slabs_per_task;
   bool prefetch;  // the next slab has room in cache beside this one
-  std::int64_t slots;
+  std::int64_t units;
   std::int64_t boxes;
   bool parallel;  // else the calling thread does it all
   Stores stores;
@@ -44,11 +46,14 @@ struct Work {
   bool applies;
 };
 
-// What is run at once: samples, their slots, and the boxes of output.
+// What is run at once: samples, the units of their statistics, the boxes of output, and the statistics rows, if they are
+// independent.
 struct Extent {
   std::int64_t n;
-  std::int64_t slots;
+  std::int64_t all;  // samples of the whole call
+  std::int64_t units;
   std::int64_t boxes;
+  std::int64_t rows = 0;
 };
 
 Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& work, const Machine& machine,

@@ -80,12 +80,16 @@ class Samples {
     return static_cast<Element*>(tensor) + (wave_.n0 + sample) * strides.sample + in_sample;
   }
 
-  // The samples of a slot, counted from its first where they are neighbours, else from the wave's.
+  // The samples of a slot, counted from its first where they are neighbours, else from the wave's. `next`: the slot that is
+  // read after it.
   template <class T>
   Input input(const void* tensor, const Strides& strides, const Slot& slot, const Slot& next, Channels c) const {
-    const auto origin = [](const Slot& s) { return s.index != nullptr ? 0 : s.first; };
-    return {at<T>(tensor, strides, origin(slot), slot.s0, c.begin), strides.sample, strides.row,
-            at<T>(tensor, strides, origin(next), next.s0, c.begin)};
+    const T* first = at<T>(tensor, strides, slot.index != nullptr ? 0 : slot.first, slot.s0, c.begin);
+    if (slot.index != nullptr && plan_.problem.form == Form::columns)
+      return {first, strides.sample, strides.row, at<T>(tensor, strides, next.first + slot.before, next.s0, c.begin)};
+    const std::int64_t ahead =
+        at<T>(tensor, strides, next.first, next.s0, 0) - at<T>(tensor, strides, slot.first, slot.s0, 0);
+    return {first, strides.sample, strides.row, first + ahead};
   }
   static Block block(const Slot& slot, Channels c) {
     return {slot.samples, slot.s1 - slot.s0, c.end - c.begin, slot.index};
@@ -123,6 +127,10 @@ class Samples {
   void for_each_part(const Tile& box, const Body& body) const {
     if (cells_.count() <= 1) {
       body(box.n0, box.n1 - box.n0, std::int64_t{0}, RowChoice{});
+      return;
+    }
+    if (const std::int32_t* labels = cells_.labels(); labels != nullptr) {
+      body(box.n0, box.n1 - box.n0, std::int64_t{0}, RowChoice{labels + box.n0, plan_.problem.c});
       return;
     }
     constexpr std::int64_t kMost = 256;
@@ -168,6 +176,21 @@ inline Partition partition_of_cells(const Rows& rows, const Wave& wave, const Ce
   return Partition(shape, cells.map(), cells.count(), arrays);
 }
 
+inline SlotList slot_list(const Partition& partition, std::int64_t of, std::int64_t pitch) {
+  const Partition::Of slots = partition.slots_of(of);
+  return {slots.count, slots.first, slots.stride, pitch};
+}
+
+// Channels are folded so many at a time, in arrays on the stack.
+inline constexpr std::int64_t kFoldChannels = 256;
+
+// Calls body(c, n) for the pieces [c, c + n) of a range of channels.
+template <class Body>
+void for_each_piece(Channels channels, const Body& body) {
+  for (std::int64_t c = channels.begin; c < channels.end; c += kFoldChannels)
+    body(c, std::min(kFoldChannels, channels.end - c));
+}
+
 // Where and how a wave runs.
 struct Placement {
   Executor executor;
@@ -175,19 +198,19 @@ struct Placement {
   Tiling boxes;  // of the output, in memory order; never decides a bit
 };
 
-inline Placement place(const Plan& plan, const Wave& wave, std::int64_t slots, const Work& work) {
+// `rows`: statistics rows that are independent of one another, if any are.
+inline Placement place(const Plan& plan, const Wave& wave, std::int64_t units, const Work& work, std::int64_t rows) {
   const Problem& p = plan.problem;
   const State& state = state_of(plan);
   const Executor executor = state.executor.parallel_for != nullptr ? state.executor : tbb_executor();
   const Tiling boxes(wave.n, p.s, tile_length(p.form, wave.n, p.c, p.s), wave.n);
-  const Extent extent{wave.n, slots, boxes.tiles()};
+  const Extent extent{wave.n, p.n, units, boxes.tiles(), rows};
   return {executor, choose_blocking(p, extent, work, this_machine(), executor.concurrency, plan.schedule, plan.stores),
           boxes};
 }
 
-inline popnorm_status run(const char* operation, const Plan& plan, const Placement& at, const Stages& stages,
-                          std::int64_t slots) {
-  return run_stages(operation, stages, at.blocking, slots, at.boxes, plan.problem.c, at.executor);
+inline popnorm_status run(const char* operation, const Plan& plan, const Placement& at, const Stages& stages) {
+  return run_stages(operation, stages, at.blocking, at.boxes, plan.problem.c, at.executor);
 }
 
 }  // namespace popnorm::cpu

@@ -85,10 +85,10 @@ popnorm_status sweep(const Plan& original, const popnorm_batch& batch, const Ten
     const Partition none;
     Sweep<T, Coefficients> s{{plan, *state_of(plan).kernels, x.first, dy.first, dx, space, both, samples, none},
                              coefficients};
-    const Placement at = place(plan, wave, 0, {2, false, true});
+    const Placement at = place(plan, wave, 0, {2, false, true}, 0);
     s.stores = at.blocking.stores;
-    const Stages stages{&s, nullptr, Sweep<T, Coefficients>::fold, Backward<T>::apply};
-    if (const popnorm_status status = run("double_backward", plan, at, stages, 0); status != POPNORM_SUCCESS)
+    const Stages stages{&s, 0, nullptr, Sweep<T, Coefficients>::fold, Backward<T>::apply};
+    if (const popnorm_status status = run("double_backward", plan, at, stages); status != POPNORM_SUCCESS)
       return status;
   }
   return POPNORM_SUCCESS;

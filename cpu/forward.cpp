@@ -1,4 +1,5 @@
 // The stages of moments, finalize, normalize and forward.
+#include <algorithm>
 #include <cstring>
 
 #include "core/error.hpp"
@@ -41,6 +42,31 @@ Statistics statistics_of(const Problem& p, const popnorm_source& source, const M
   return {};
 }
 
+// What a row's statistics are for n channels, as kernels and backward want them.
+template <class T>
+struct Piece {
+  double weight[kFoldChannels];  // of the gradient
+  double mean[kFoldChannels];
+  double invstd[kFoldChannels];
+  T hi[kFoldChannels];
+  T lo[kFoldChannels];
+  T rounded_invstd[kFoldChannels];
+  T d[kFoldChannels];
+  T r2[kFoldChannels];
+
+  void put(std::int64_t i, const Statistics& s) {
+    const StatisticsRow<T> row = statistics_row<T>(s.mean, s.invstd);
+    weight[i] = s.weight;
+    mean[i] = s.mean;
+    invstd[i] = s.invstd;
+    hi[i] = row.hi;
+    lo[i] = row.lo;
+    rounded_invstd[i] = row.invstd;
+    d[i] = round_to<T>(s.d);
+    r2[i] = round_to<T>(s.r2);
+  }
+};
+
 // Where statistics go besides into coefficients.
 template <class T>
 struct Saved {
@@ -48,34 +74,28 @@ struct Saved {
   void* mean;
   void* invstd;
 
-  void put(const Problem& p, std::int64_t row, std::int64_t c, const Statistics& s,
-           const StatisticsRow<T>& rounded) const {
-    const std::int64_t i = row * p.c + c;
+  // Channels [c, c + n) of a row.
+  void put(const Problem& p, std::int64_t row, std::int64_t c, std::int64_t n, const Piece<T>& piece) const {
+    const std::int64_t at = row * p.c + c;
     if (reserve.weight != nullptr) {
-      reserve.weight[i] = s.weight;
-      reserve.hi[i] = rounded.hi;
-      reserve.lo[i] = rounded.lo;
-      reserve.invstd[i] = rounded.invstd;
-      reserve.d[i] = round_to<T>(s.d);
-      reserve.r2[i] = round_to<T>(s.r2);
+      std::copy_n(piece.weight, n, reserve.weight + at);
+      std::copy_n(piece.hi, n, reserve.hi + at);
+      std::copy_n(piece.lo, n, reserve.lo + at);
+      std::copy_n(piece.rounded_invstd, n, reserve.invstd + at);
+      std::copy_n(piece.d, n, reserve.d + at);
+      std::copy_n(piece.r2, n, reserve.r2 + at);
     }
-    if (mean != nullptr) write(mean, p.statistics, i, s.mean);
-    if (invstd != nullptr)
-      write(invstd, p.statistics, i,
-            p.statistics == POPNORM_F64 ? s.invstd : static_cast<double>(round_saturated<float>(s.invstd)));
+    for (std::int64_t i = 0; mean != nullptr && i < n; ++i) write(mean, p.statistics, at + i, piece.mean[i]);
+    for (std::int64_t i = 0; invstd != nullptr && i < n; ++i)
+      write(
+          invstd, p.statistics, at + i,
+          p.statistics == POPNORM_F64 ? piece.invstd[i] : static_cast<double>(round_saturated<float>(piece.invstd[i])));
   }
 };
 
 template <class T>
-struct Affine {
-  T scale;
-  T shift;
-};
-
-template <class T>
-Affine<T> affine_of(const Problem& p, const void* scale, const void* shift, std::int64_t slot, std::int64_t c) {
-  const std::int64_t i = slot * p.c + c;
-  return {round_to<T>(read(scale, p.parameters, i, 1)), round_to<T>(read(shift, p.parameters, i, 0))};
+T parameter(const Problem& p, const void* array, std::int64_t i, double absent) {
+  return round_to<T>(read(array, p.parameters, i, absent));
 }
 
 // Scale and shift of channels [begin, end) into the reserve, all affine slots.
@@ -85,9 +105,8 @@ void put_affine(const Problem& p, const void* scale, const void* shift, const Re
   if (reserve.weight == nullptr) return;
   for (std::int64_t slot = 0; slot < p.affine_slot.count; ++slot)
     for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-      const Affine<T> a = affine_of<T>(p, scale, shift, slot, c);
-      reserve.scale[slot * p.c + c] = a.scale;
-      reserve.shift[slot * p.c + c] = a.shift;
+      reserve.scale[slot * p.c + c] = parameter<T>(p, scale, slot * p.c + c, 1);
+      reserve.shift[slot * p.c + c] = parameter<T>(p, shift, slot * p.c + c, 0);
     }
 }
 
@@ -127,57 +146,96 @@ struct Forward {
   const Samples& samples;
   const Partition& groups;
   Stores stores = Stores::ordinary;
+  bool weighs = false;  // reduce tells what slots weigh
 
-  static void reduce(void* context, std::int64_t slot, std::int64_t next, Channels c) {
-    const Forward& f = *static_cast<const Forward*>(context);
-    const Problem& p = f.plan.problem;
-    const Slot s = f.groups[slot];
-    const std::int64_t at = slot * p.c + c.begin;
-    const MomentsArgs args{Samples::block(s, c),
-                           f.samples.template input<T>(f.x, p.x, s, next >= 0 ? f.groups[next] : s, c),
-                           f.space.mean + at, f.space.m2 + at};
-    if (f.samples.weighted())
-      f.kernels.weighted_moments({args, f.samples.weights(s), f.space.weight + at});
-    else
-      f.kernels.moments(args);
+  static void reduce(void* context, std::int64_t unit, std::int64_t next, Channels c) {
+    static_cast<const Forward*>(context)->reduce_unit(unit, next, c);
   }
 
-  Moments slot_moments(std::int64_t slot, std::int64_t c) const {
-    const std::int64_t i = slot * plan.problem.c + c;
-    const double weight = samples.weighted() ? space.weight[i] : static_cast<double>(groups[slot].positions());
-    return {weight, space.mean[i], space.m2[i]};
+  void reduce_unit(std::int64_t unit, std::int64_t next, Channels c) const {
+    const Problem& p = plan.problem;
+    const Slot after = next >= 0 ? groups.first_slot(next) : Slot{};
+    groups.for_each_slot(unit, [&](std::int64_t slot, const Slot& s) {
+      const std::int64_t at = slot * p.c + c.begin;
+      if (weighs && c.begin == 0) space.weight[slot] = static_cast<double>(s.positions());
+      if (s.samples == 0) {
+        if (samples.weighted()) std::fill_n(space.weight + at, c.end - c.begin, 0.0);
+        return;
+      }
+      const MomentsArgs args{Samples::block(s, c), samples.template input<T>(x, p.x, s, next >= 0 ? after : s, c),
+                             space.mean + at, space.m2 + at};
+      if (samples.weighted())
+        kernels.weighted_moments({args, samples.weights(s), space.weight + at});
+      else
+        kernels.moments(args);
+    });
   }
 
-  // A group's slots merged.
-  Moments group_moments(std::int64_t row, std::int64_t c) const {
-    const std::int64_t slots = groups.slots_of(row);
-    if (slots == 0) return {};
-    return balanced_tree(
-        slots, [&](std::int64_t i) { return slot_moments(groups.slot_of(row, i), c); }, combine);
+  // Where there are no weights a slot weighs its positions, in all channels. In phases a tile's own task can say so, if it is
+  // one that many classes share; otherwise it must be known before.
+  void weigh_slots(const Blocking& blocking) {
+    if (samples.weighted()) return;
+    weighs = groups.shares_tiles() && !blocking.slabs && blocking.rows == 0;
+    if (weighs) return;
+    groups.for_each_weight(
+        [&](std::int64_t slot, std::int64_t positions) { space.weight[slot] = static_cast<double>(positions); });
+  }
+
+  // Mean and m2 of a group's slots merged, channels [c, c + n); returns the weight.
+  double group_moments(std::int64_t row, std::int64_t c, std::int64_t n, double* mean, double* m2) const {
+    const std::int64_t width = plan.problem.c;
+    double weight = 0;
+    const double* slot_weight = samples.weighted() ? space.weight + c : space.weight;
+    kernels.merge_moments({slot_list(groups, row, width), n, slot_weight, samples.weighted() ? width : 1,
+                           space.mean + c, space.m2 + c, &weight, mean, m2});
+    return weight;
   }
 
   // The population slot of a group that has samples; 0 for an empty one.
   std::int64_t slot_of_group(std::int64_t row) const {
     const Problem& p = plan.problem;
-    if (p.population_slot.count <= 1 || groups.slots_of(row) == 0) return 0;
-    const std::int64_t n = samples.wave().n0 + groups[groups.slot_of(row, 0)].first;
-    return id_of(p.population_slot, batch.population_slot, n);
+    const std::int64_t n = p.population_slot.count > 1 ? groups.first_sample(row) : -1;
+    return n < 0 ? 0 : id_of(p.population_slot, batch.population_slot, samples.wave().n0 + n);
   }
 
-  // What a group's moments update, one group after the other.
-  void feed(std::int64_t row, std::int64_t c, const Moments& m) const {
-    const std::int64_t i = slot_of_group(row) * plan.problem.c + c;
-    const Moments all = combine({space.fed[0][i], space.fed[1][i], space.fed[2][i]}, m);
-    space.fed[0][i] = all.weight;
-    space.fed[1][i] = all.mean;
-    space.fed[2][i] = all.m2;
+  // A group's moments until their slot is fed.
+  void keep_moments(std::int64_t row, std::int64_t c, std::int64_t n, double weight, const double* mean,
+                    const double* m2) const {
+    const std::int64_t at = row * plan.problem.c + c;
+    std::fill_n(space.group[0] + at, n, weight);
+    std::copy_n(mean, n, space.group[1] + at);
+    std::copy_n(m2, n, space.group[2] + at);
   }
 
-  void set_row(std::int64_t cell, std::int64_t c, const NormalizeRow<T>& row) const {
-    const std::int64_t i = cell * plan.problem.c + c;
-    space.row[0][i] = row.hi;
-    space.row[1][i] = row.s;
-    space.row[2][i] = row.b;
+  // What a wave's groups update, one group after the other.
+  void feed() const {
+    if (space.fed[0] == space.group[0]) return;
+    const FpEnvironment environment;
+    const std::int64_t width = plan.problem.c;
+    for (std::int64_t row = 0; row < samples.wave().rows; ++row) {
+      const std::int64_t slot = slot_of_group(row);
+      for (std::int64_t c = 0; c < width; ++c) {
+        const std::int64_t from = row * width + c;
+        const std::int64_t to = slot * width + c;
+        const Moments all = combine({space.fed[0][to], space.fed[1][to], space.fed[2][to]},
+                                    {space.group[0][from], space.group[1][from], space.group[2][from]});
+        space.fed[0][to] = all.weight;
+        space.fed[1][to] = all.mean;
+        space.fed[2][to] = all.m2;
+      }
+    }
+  }
+
+  // Coefficients of a cell, channels [c, c + n), of its row's statistics and of parameters of type `type`.
+  void set_row(std::int64_t cell, std::int64_t c, std::int64_t n, const T* hi, const T* lo, const T* invstd,
+               const void* scale, const void* shift, popnorm_type type) const {
+    const std::int64_t at = cell * plan.problem.c + c;
+    const std::int64_t affine = samples.cells().affine(cell) * plan.problem.c + c;
+    const auto from = [&](const void* array) -> const void* {
+      return array != nullptr ? static_cast<const std::byte*>(array) + affine * size_of(type) : nullptr;
+    };
+    kernels.normalize_row({n, hi, lo, invstd, from(scale), from(shift), type == POPNORM_F64, space.row[0] + at,
+                           space.row[1] + at, space.row[2] + at});
   }
 
   static void apply(void* context, const Tile& box, Channels c, std::int64_t ahead) {
@@ -228,45 +286,63 @@ struct WholeForward : Forward<T> {
     const WholeForward& f = *static_cast<const WholeForward*>(context);
     const Problem& p = f.plan.problem;
     const Cells& cells = f.samples.cells();
-    const Wave& wave = f.samples.wave();
-    if (wave.row0 == 0) put_affine(p, f.args.scale, f.args.shift, f.saved.reserve, channels);
-    const bool feeds = f.reduces && updates(f.args.update);
-    for (std::int64_t row = 0; row < wave.rows; ++row) {
-      const std::int64_t of_all = wave.row0 + row;
-      const std::int64_t slot = f.reduces ? f.slot_of_group(row) : of_all;
-      for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-        const Moments m = f.reduces ? f.group_moments(row, c) : Moments{};
-        if (f.reduces) put_moments(f.args.moments, of_all * p.c + c, m);
-        if (feeds) f.feed(row, c, m);
-        const Statistics s = statistics_of(p, f.args.source, m, slot, c);
-        const StatisticsRow<T> rounded = statistics_row<T>(s.mean, s.invstd);
-        f.saved.put(p, of_all, c, s, rounded);
-        if (cells.by_row())
-          f.set_cell(row, c, rounded);
-        else
-          f.keep(row, c, rounded);
+    for_each_piece(channels, [&](std::int64_t c, std::int64_t n) {
+      for (std::int64_t row = 0; row < f.samples.wave().rows; ++row) f.fold_row(row, c, n);
+      if (cells.by_row()) return;
+      for (std::int64_t cell = 0; cell < cells.count(); ++cell) {
+        const std::int64_t at = cells.row(cell) * p.c + c;
+        T* const* kept = f.space.kept;
+        f.set_row(cell, c, n, kept[0] + at, kept[1] + at, kept[2] + at, f.args.scale, f.args.shift, p.parameters);
       }
+    });
+  }
+
+  // One group from its slots to its output.
+  static void whole_row(void* context, std::int64_t row) {
+    const WholeForward& f = *static_cast<const WholeForward*>(context);
+    const Problem& p = f.plan.problem;
+    const Channels all{0, p.c};
+    const Partition::Of slots = f.groups.slots_of(row);
+    for (std::int64_t i = 0; i < slots.count; ++i)
+      f.reduce_unit(slots.first + i, i + 1 < slots.count ? slots.first + i + 1 : -1, all);
+    for_each_piece(all, [&](std::int64_t c, std::int64_t n) { f.fold_row(row, c, n); });
+    const Tile box{f.groups.begin_of(row), f.groups.begin_of(row + 1), 0, p.s};
+    if (box.n1 > box.n0 && p.s > 0) Forward<T>::apply(context, box, all, 0);
+  }
+
+  void fold_row(std::int64_t row, std::int64_t c, std::int64_t n) const {
+    const Problem& p = this->plan.problem;
+    const popnorm_source& source = args.source;
+    const std::int64_t of_all = this->samples.wave().row0 + row;
+    const std::int64_t slot = reduces ? this->slot_of_group(row) : of_all;
+    double mean[kFoldChannels] = {};
+    double m2[kFoldChannels] = {};
+    const double weight = reduces ? this->group_moments(row, c, n, mean, m2) : 0;
+    for (std::int64_t i = 0; reduces && args.moments.weight != nullptr && i < n; ++i)
+      put_moments(args.moments, of_all * p.c + c + i, {weight, mean[i], m2[i]});
+    if (reduces && updates(args.update)) this->keep_moments(row, c, n, weight, mean, m2);
+
+    Piece<T> piece;
+    if (source.statistics == POPNORM_BATCH) {
+      this->kernels.statistics(
+          {n, p.epsilon, weight, mean, m2, piece.invstd, piece.hi, piece.lo, piece.rounded_invstd});
+      std::copy_n(mean, n, piece.mean);
+      std::fill_n(piece.weight, n, weight);
+      std::fill_n(piece.d, n, T(0));
+      std::fill_n(piece.r2, n, T(1));
+    } else {
+      for (std::int64_t i = 0; i < n; ++i)
+        piece.put(i, statistics_of(p, source, {weight, mean[i], m2[i]}, slot, c + i));
     }
-    if (cells.by_row()) return;
-    for (std::int64_t cell = 0; cell < cells.count(); ++cell)
-      for (std::int64_t c = channels.begin; c < channels.end; ++c) f.set_cell(cell, c, f.kept(cells.row(cell), c));
-  }
-
-  void set_cell(std::int64_t cell, std::int64_t c, const StatisticsRow<T>& row) const {
-    const Affine<T> a = affine_of<T>(this->plan.problem, args.scale, args.shift, this->samples.cells().affine(cell), c);
-    this->set_row(cell, c, normalize_row(row, a.scale, a.shift));
-  }
-
-  // Rounded statistics of a row until its cells take them.
-  void keep(std::int64_t row, std::int64_t c, const StatisticsRow<T>& s) const {
-    const std::int64_t i = row * this->plan.problem.c + c;
-    this->space.kept[0][i] = s.hi;
-    this->space.kept[1][i] = s.lo;
-    this->space.kept[2][i] = s.invstd;
-  }
-  StatisticsRow<T> kept(std::int64_t row, std::int64_t c) const {
-    const std::int64_t i = row * this->plan.problem.c + c;
-    return {this->space.kept[0][i], this->space.kept[1][i], this->space.kept[2][i]};
+    saved.put(p, of_all, c, n, piece);
+    if (this->samples.cells().by_row()) {
+      this->set_row(row, c, n, piece.hi, piece.lo, piece.rounded_invstd, args.scale, args.shift, p.parameters);
+      return;
+    }
+    const std::int64_t at = row * p.c + c;
+    std::copy_n(piece.hi, n, this->space.kept[0] + at);
+    std::copy_n(piece.lo, n, this->space.kept[1] + at);
+    std::copy_n(piece.rounded_invstd, n, this->space.kept[2] + at);
   }
 };
 
@@ -289,12 +365,21 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* /*
       const Partition groups =
           reduces ? partition_of_rows(rows, wave, labelled_rows(p, statistics, a.batch), space.groups) : Partition();
       WholeForward<T> f{{plan, *state_of(plan).kernels, a.x, a.y, a.batch, space, samples, groups}, a, saved, reduces};
-      const Placement at = place(plan, wave, groups.slots(), {1, reduces, true});
+      const std::int64_t independent = reduces && in_order(rows.map) && samples.cells().by_row() ? wave.rows : 0;
+      const Placement at = place(plan, wave, groups.units(), {1, reduces, true}, independent);
       f.stores = at.blocking.stores;
-      const Stages stages{&f, reduces ? Forward<T>::reduce : nullptr, WholeForward<T>::fold, Forward<T>::apply};
-      if (const popnorm_status status = run("forward", plan, at, stages, groups.slots()); status != POPNORM_SUCCESS)
-        return status;
+      if (reduces) f.weigh_slots(at.blocking);
+      const Stages stages{&f,
+                          groups.units(),
+                          reduces ? Forward<T>::reduce : nullptr,
+                          WholeForward<T>::fold,
+                          Forward<T>::apply,
+                          independent,
+                          WholeForward<T>::whole_row};
+      if (const popnorm_status status = run("forward", plan, at, stages); status != POPNORM_SUCCESS) return status;
+      if (reduces && updates(a.update)) f.feed();
     }
+    put_affine(p, a.scale, a.shift, saved.reserve, {0, p.c});
     put_header(p, a.reserve, statistics, a.reserve != nullptr ? labels_of(p, statistics, a.batch) : 0);
     if (reduces) publish_update(p, a.update, fed_moments(space.fed));
     return POPNORM_SUCCESS;
@@ -311,12 +396,16 @@ struct MomentsOnly : Forward<T> {
     const MomentsOnly& f = *static_cast<const MomentsOnly*>(context);
     const Wave& wave = f.samples.wave();
     const bool feeds = updates(f.args.update);
-    for (std::int64_t row = 0; row < wave.rows; ++row)
-      for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-        const Moments m = f.group_moments(row, c);
-        put_moments(f.args.moments, (wave.row0 + row) * f.plan.problem.c + c, m);
-        if (feeds) f.feed(row, c, m);
+    for_each_piece(channels, [&](std::int64_t c, std::int64_t n) {
+      double mean[kFoldChannels];
+      double m2[kFoldChannels];
+      for (std::int64_t row = 0; row < wave.rows; ++row) {
+        const double weight = f.group_moments(row, c, n, mean, m2);
+        for (std::int64_t i = 0; i < n; ++i)
+          put_moments(f.args.moments, (wave.row0 + row) * f.plan.problem.c + c + i, {weight, mean[i], m2[i]});
+        if (feeds) f.keep_moments(row, c, n, weight, mean, m2);
       }
+    });
   }
 };
 
@@ -335,10 +424,11 @@ popnorm_status moments(const Plan& plan, const popnorm_moments_args& a, void* /*
       const Samples samples(plan, a.batch, POPNORM_BATCH, wave, space.cells);
       const Partition groups = partition_of_rows(rows, wave, labelled_rows(p, POPNORM_BATCH, a.batch), space.groups);
       MomentsOnly<T> f{{plan, *state_of(plan).kernels, a.x, nullptr, a.batch, space, samples, groups}, a};
-      const Placement at = place(plan, wave, groups.slots(), {1, true, false});
-      const Stages stages{&f, Forward<T>::reduce, MomentsOnly<T>::fold, nullptr};
-      if (const popnorm_status status = run("moments", plan, at, stages, groups.slots()); status != POPNORM_SUCCESS)
-        return status;
+      const Placement at = place(plan, wave, groups.units(), {1, true, false}, 0);
+      f.weigh_slots(at.blocking);
+      const Stages stages{&f, groups.units(), Forward<T>::reduce, MomentsOnly<T>::fold, nullptr};
+      if (const popnorm_status status = run("moments", plan, at, stages); status != POPNORM_SUCCESS) return status;
+      if (updates(a.update)) f.feed();
     }
     publish_update(p, a.update, fed_moments(space.fed));
     return POPNORM_SUCCESS;
@@ -359,10 +449,12 @@ popnorm_status finalize(const Plan& plan, const popnorm_finalize_args& a, void* 
       return statistics == POPNORM_GIVEN ? row : a.group_slot != nullptr ? a.group_slot[row] : 0;
     };
     for (std::int64_t row = 0; row < p.row_map(statistics).count; ++row)
-      for (std::int64_t c = 0; c < p.c; ++c) {
-        const Statistics s = statistics_of(p, a.source, moments_of(row * p.c + c), slot_of(row), c);
-        saved.put(p, row, c, s, statistics_row<T>(s.mean, s.invstd));
-      }
+      for_each_piece({0, p.c}, [&](std::int64_t c, std::int64_t n) {
+        Piece<T> piece;
+        for (std::int64_t i = 0; i < n; ++i)
+          piece.put(i, statistics_of(p, a.source, moments_of(row * p.c + c + i), slot_of(row), c + i));
+        saved.put(p, row, c, n, piece);
+      });
     put_affine(p, a.scale, a.shift, saved.reserve, {0, p.c});
     put_header(p, a.reserve, statistics, 0);
     // The groups of a slot are merged in ascending order, as forward does.
@@ -401,15 +493,14 @@ struct NormalizeOnly : Forward<T> {
 
   static void fold(void* context, Channels channels) {
     const NormalizeOnly& f = *static_cast<const NormalizeOnly*>(context);
-    const std::int64_t width = f.plan.problem.c;
     const Cells& cells = f.samples.cells();
     const auto& r = f.reserve;
-    for (std::int64_t cell = 0; cell < cells.count(); ++cell)
-      for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-        const std::int64_t row = (f.samples.wave().row0 + cells.row(cell)) * width + c;
-        const std::int64_t affine = cells.affine(cell) * width + c;
-        f.set_row(cell, c, normalize_row<T>({r.hi[row], r.lo[row], r.invstd[row]}, r.scale[affine], r.shift[affine]));
-      }
+    constexpr popnorm_type type = sizeof(T) == sizeof(double) ? POPNORM_F64 : POPNORM_F32;
+    for (std::int64_t cell = 0; cell < cells.count(); ++cell) {
+      const std::int64_t row = (f.samples.wave().row0 + cells.row(cell)) * f.plan.problem.c + channels.begin;
+      f.set_row(cell, channels.begin, channels.end - channels.begin, r.hi + row, r.lo + row, r.invstd + row, r.scale,
+                r.shift, type);
+    }
   }
 };
 
@@ -429,10 +520,10 @@ popnorm_status normalize(const Plan& plan, const popnorm_normalize_args& a, void
       const Partition none;
       NormalizeOnly<T> f{{plan, *state_of(plan).kernels, a.x, a.y, a.batch, space, samples, none},
                          {static_cast<const std::byte*>(a.reserve), p, statistics}};
-      const Placement at = place(plan, wave, 0, {1, false, true});
+      const Placement at = place(plan, wave, 0, {1, false, true}, 0);
       f.stores = at.blocking.stores;
-      const Stages stages{&f, nullptr, NormalizeOnly<T>::fold, Forward<T>::apply};
-      if (const popnorm_status status = run("normalize", plan, at, stages, 0); status != POPNORM_SUCCESS) return status;
+      const Stages stages{&f, 0, nullptr, NormalizeOnly<T>::fold, Forward<T>::apply};
+      if (const popnorm_status status = run("normalize", plan, at, stages); status != POPNORM_SUCCESS) return status;
     }
     return POPNORM_SUCCESS;
   });

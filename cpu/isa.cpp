@@ -10,6 +10,8 @@
 #include <xsimd/xsimd.hpp>
 
 #include "cpu/kernel_table.hpp"
+#include "kernels/affine.hpp"
+#include "kernels/inline.hpp"
 #include "kernels/virtual_lanes.hpp"
 
 #if defined(__AVX512BW__)
@@ -38,6 +40,7 @@ using Arch = POPNORM_ISA_ARCH;
 #include "kernels/simd/normalize.hpp"
 #include "kernels/simd/backward_apply.hpp"
 #include "kernels/simd/weighted.hpp"
+#include "kernels/simd/coefficients.hpp"
 // clang-format on
 
 template <class T>
@@ -48,7 +51,12 @@ constexpr Kernels kRowKernels{moments_rows<T>,
                               weighted_moments_rows<T>,
                               weighted_normalize<true, T>,
                               weighted_backward_reduce_rows<T>,
-                              weighted_backward_apply<true, T>};
+                              weighted_backward_apply<true, T>,
+                              merge_moments,
+                              statistics_rows<T>,
+                              normalize_row_of<T>,
+                              merge_sums<T>,
+                              gradient_row_of<T>};
 
 template <class T>
 constexpr Kernels kColumnKernels{moments_columns<T>,
@@ -58,7 +66,12 @@ constexpr Kernels kColumnKernels{moments_columns<T>,
                                  weighted_moments_columns<T>,
                                  weighted_normalize<false, T>,
                                  weighted_backward_reduce_columns<T>,
-                                 weighted_backward_apply<false, T>};
+                                 weighted_backward_apply<false, T>,
+                                 merge_moments,
+                                 statistics_rows<T>,
+                                 normalize_row_of<T>,
+                                 merge_sums<T>,
+                                 gradient_row_of<T>};
 
 }  // namespace
 

@@ -37,7 +37,8 @@ struct Weights {
   std::int64_t s0 = 0;  // the block's first position, for lengths
 };
 
-// `next`: where the block lies that the caller reads after this one, of about the same shape; prefetched. Null = none.
+// `next`: what the caller reads after this block, prefetched; null = nothing. A block of about the same shape, or, in the
+// columns form with an index, as many elements as the block has.
 struct Input {
   const void* first;
   std::int64_t sample;
@@ -121,6 +122,93 @@ struct WeightedBackwardApplyArgs {
   Weights weights;
 };
 
+// Between the sweeps: `channels` channels side by side. Arrays of T unless they are double.
+
+// Slots whose partial results belong together: first, first + stride, ... Slot s has its results `pitch` elements after
+// those of slot s - 1.
+struct SlotList {
+  std::int64_t count;
+  std::int64_t first;
+  std::int64_t stride;
+  std::int64_t pitch;
+};
+
+// mean[c], m2[c], and the weight, of all slots merged; weight 0, mean 0, m2 0 of none. Slot s weighs
+// slot_weight[s*weight_pitch]; what lies in a slot of weight 0 does not matter.
+struct MergeMomentsArgs {
+  SlotList slots;
+  std::int64_t channels;
+  const double* slot_weight;
+  std::int64_t weight_pitch;
+  const double* slot_mean;
+  const double* slot_m2;
+  double* weight;  // one
+  double* mean;
+  double* m2;
+};
+
+// What normalizes by a batch's moments.
+struct StatisticsArgs {
+  std::int64_t channels;
+  double epsilon;
+  double weight;
+  const double* mean;
+  const double* m2;
+  double* exact_invstd;
+  void* hi;
+  void* lo;
+  void* invstd;
+};
+
+// y = (x - hi)*s + b of statistics and of parameters, f64 where `wide`; null: scale 1, shift 0.
+struct NormalizeRowArgs {
+  std::int64_t channels;
+  const void* hi;
+  const void* lo;
+  const void* invstd;
+  const void* scale;
+  const void* shift;
+  bool wide;
+  void* out_hi;
+  void* s;
+  void* b;
+};
+
+// sum(dy) and sum(dy*xhat) of all slots, in double.
+struct MergeSumsArgs {
+  SlotList slots;
+  std::int64_t channels;
+  const double* slot_dy;
+  const double* slot_dy_d;
+  const void* lo;
+  const void* invstd;
+  double* dy;
+  double* dy_xhat;
+};
+
+// dx = (a*dy - k1) - ((x - hi)*invstd)*k2 of statistics and of the sums of everything that shared them, of scale*dy where
+// `scaled`. Statistics are constants where `constant`, and in channels of weight 0. d and r2: of renormalization, or null.
+struct GradientRowArgs {
+  std::int64_t channels;
+  const void* hi;
+  const void* lo;
+  const void* invstd;
+  const void* scale;
+  const double* weight;  // [channels], or null:
+  double weight_of_all;
+  const void* d;
+  const void* r2;
+  const double* sum_dy;
+  const double* sum_dy_xhat;
+  bool scaled;
+  bool constant;
+  void* out_hi;
+  void* out_invstd;
+  void* a;
+  void* k1;
+  void* k2;
+};
+
 // The kernels of one form and storage type.
 struct Kernels {
   void (*moments)(const MomentsArgs&);
@@ -131,6 +219,11 @@ struct Kernels {
   void (*weighted_normalize)(const WeightedNormalizeArgs&);
   void (*weighted_backward_reduce)(const WeightedBackwardReduceArgs&);
   void (*weighted_backward_apply)(const WeightedBackwardApplyArgs&);
+  void (*merge_moments)(const MergeMomentsArgs&);
+  void (*statistics)(const StatisticsArgs&);
+  void (*normalize_row)(const NormalizeRowArgs&);
+  void (*merge_sums)(const MergeSumsArgs&);
+  void (*gradient_row)(const GradientRowArgs&);
 };
 
 enum class Storage { f32, f64 };

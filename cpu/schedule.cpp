@@ -51,11 +51,11 @@ void for_each_box(const Tiling& tiling, std::int64_t begin, std::int64_t end, co
   }
 }
 
-void reduce_slots(const Stages& stages, std::int64_t begin, std::int64_t end, Channels channels) {
+void reduce_units(const Stages& stages, std::int64_t begin, std::int64_t end, Channels channels) {
   for (std::int64_t i = begin; i < end; ++i) stages.reduce(stages.context, i, i + 1 < end ? i + 1 : -1, channels);
 }
 
-bool run_slabs(const Stages& stages, const Blocking& b, std::int64_t slots, const Tiling& boxes, std::int64_t channels,
+bool run_slabs(const Stages& stages, const Blocking& b, const Tiling& boxes, std::int64_t channels,
                const Executor& executor) {
   const std::int64_t slabs = divide_up(channels, b.channels);
   const std::int64_t tasks = divide_up(slabs, b.slabs_per_task);
@@ -63,7 +63,7 @@ bool run_slabs(const Stages& stages, const Blocking& b, std::int64_t slots, cons
     const std::int64_t last = std::min(slabs, (task + 1) * b.slabs_per_task);
     for (std::int64_t slab = task * b.slabs_per_task; slab < last; ++slab) {
       const Channels c{slab * b.channels, std::min(channels, (slab + 1) * b.channels)};
-      if (stages.reduce != nullptr) reduce_slots(stages, 0, slots, c);
+      if (stages.reduce != nullptr) reduce_units(stages, 0, stages.units, c);
       stages.fold(stages.context, c);
       const std::int64_t ahead = b.prefetch && slab + 1 < last ? b.channels : 0;
       if (stages.apply != nullptr)
@@ -72,7 +72,14 @@ bool run_slabs(const Stages& stages, const Blocking& b, std::int64_t slots, cons
   });
 }
 
-bool run_phases(const Stages& stages, const Blocking& b, std::int64_t slots, const Tiling& boxes, std::int64_t channels,
+bool run_rows(const Stages& stages, const Blocking& b, const Executor& executor) {
+  return for_each_task(executor, divide_up(stages.rows, b.rows), [&](std::int64_t task) {
+    const std::int64_t end = std::min(stages.rows, (task + 1) * b.rows);
+    for (std::int64_t row = task * b.rows; row < end; ++row) stages.row(stages.context, row);
+  });
+}
+
+bool run_phases(const Stages& stages, const Blocking& b, const Tiling& boxes, std::int64_t channels,
                 const Executor& executor) {
   const std::int64_t cuts = divide_up(channels, b.channels);
   // stage(begin, end, channels) over [0, count) in pieces of `grain`, and over the cuts of channels.
@@ -86,11 +93,11 @@ bool run_phases(const Stages& stages, const Blocking& b, std::int64_t slots, con
   // Merging costs tens of nanoseconds a partial result: spread it only where there are many.
   constexpr std::int64_t kFoldGrain = 4096;
   const std::int64_t fold_channels =
-      std::min(channels, std::max<std::int64_t>(kFoldGrain / std::max<std::int64_t>(slots, 1), 8));
+      std::min(channels, std::max<std::int64_t>(kFoldGrain / std::max<std::int64_t>(stages.units, 1), 8));
   bool complete = true;
   if (stages.reduce != nullptr)
-    complete = over(slots, b.slots,
-                    [&](std::int64_t begin, std::int64_t end, Channels c) { reduce_slots(stages, begin, end, c); });
+    complete = over(stages.units, b.units,
+                    [&](std::int64_t begin, std::int64_t end, Channels c) { reduce_units(stages, begin, end, c); });
   complete = complete && for_each_task(executor, divide_up(channels, fold_channels), [&](std::int64_t i) {
                stages.fold(stages.context, {i * fold_channels, std::min(channels, (i + 1) * fold_channels)});
              });
@@ -103,11 +110,12 @@ bool run_phases(const Stages& stages, const Blocking& b, std::int64_t slots, con
 
 }  // namespace
 
-popnorm_status run_stages(const char* operation, const Stages& stages, const Blocking& blocking, std::int64_t slots,
-                          const Tiling& boxes, std::int64_t channels, const Executor& executor) {
+popnorm_status run_stages(const char* operation, const Stages& stages, const Blocking& blocking, const Tiling& boxes,
+                          std::int64_t channels, const Executor& executor) {
   const Executor& chosen = blocking.parallel ? executor : kInlineExecutor;
-  const bool complete = blocking.slabs ? run_slabs(stages, blocking, slots, boxes, channels, chosen)
-                                       : run_phases(stages, blocking, slots, boxes, channels, chosen);
+  const bool complete = blocking.rows > 0 ? run_rows(stages, blocking, chosen)
+                        : blocking.slabs  ? run_slabs(stages, blocking, boxes, channels, chosen)
+                                          : run_phases(stages, blocking, boxes, channels, chosen);
   if (complete) return POPNORM_SUCCESS;
   return fail(POPNORM_INTERNAL, "%s: the executor did not run every task exactly once; outputs are incomplete",
               operation);

@@ -66,10 +66,10 @@ struct Rows {
 };
 
 inline Partition::Arrays take_partition(Arena& arena, const Partition::Shape& shape) {
-  if (shape.in_order) return {};
+  if (shape.in_order || shape.shared()) return {};
   const std::int64_t bundles = shape.most_bundles();
   return {arena.take<std::int32_t>(shape.n), arena.take<std::int32_t>(bundles + 1), arena.take<std::int32_t>(bundles),
-          arena.take<std::int32_t>(shape.classes + 1), arena.take<std::int32_t>(bundles)};
+          arena.take<std::int32_t>(shape.classes + 1)};
 }
 
 inline Cells::Arrays take_cells(Arena& arena, const Problem& p, const Rows& rows) {
@@ -86,19 +86,25 @@ template <class T>
 struct ForwardSpace {
   Cells::Arrays cells;
   Partition::Arrays groups;
-  double* weight = nullptr;  // [slots][c], with weights only
-  double* mean;              // [slots][c]
+  double* weight;  // [slots][c] with weights, else [slots]
+  double* mean;    // [slots][c]
   double* m2;
-  double* fed[3];  // [population_slots][c]: weight, mean, m2 of what a slot is fed
-  T* row[3];       // [cells][c]: hi, s, b
-  T* kept[3];      // [rows][c]: hi, lo, invstd, where a row may have several cells
+  double* group[3];  // [rows][c]: weight, mean, m2 of groups
+  double*
+      fed[3];  // [population_slots][c]: weight, mean, m2 of what a slot is fed; the group's where there is one of each
+  T* row[3];   // [cells][c]: hi, s, b
+  T* kept[3];  // [rows][c]: hi, lo, invstd, where a row may have several cells
 
   ForwardSpace(Arena& arena, const Problem& p, const Rows& rows, bool reduces) {
     const std::int64_t slots = reduces ? rows.by_row.most_slots() : 0;
-    if (p.weights != POPNORM_UNWEIGHTED) weight = arena.take<double>(slots * p.c);
+    weight = arena.take<double>(p.weights != POPNORM_UNWEIGHTED ? slots * p.c : slots);
     mean = arena.take<double>(slots * p.c);
     m2 = arena.take<double>(slots * p.c);
-    for (double*& piece : fed) piece = arena.take<double>(reduces ? p.population_slot.count * p.c : 0);
+    const bool one = rows.map.count == 1 && p.population_slot.count == 1;
+    for (int i = 0; i < 3; ++i) {
+      group[i] = arena.take<double>(reduces ? rows.per_wave * p.c : 0);
+      fed[i] = one ? group[i] : arena.take<double>(reduces ? p.population_slot.count * p.c : 0);
+    }
     for (T*& piece : row) piece = arena.take<T>(rows.most_cells * p.c);
     const std::int64_t several = p.affine_slot.kind != POPNORM_WHOLE ? rows.per_wave * p.c : 0;
     for (T*& piece : kept) piece = arena.take<T>(several);

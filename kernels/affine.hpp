@@ -7,18 +7,19 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/inline.hpp"
 #include "kernels/moments.hpp"
 
 namespace popnorm {
 
-// A double rounded to T; finite values saturate instead of becoming infinite where `saturate` asks for it.
+// A double rounded to T; saturated, finite values do not become infinite.
 template <class T>
-inline T round_to(double value) {
+POPNORM_INLINE T round_to(double value) {
   return static_cast<T>(value);
 }
 
 template <class T>
-inline T round_saturated(double value) {
+POPNORM_INLINE T round_saturated(double value) {
   constexpr double limit = static_cast<double>(std::numeric_limits<T>::max());
   return static_cast<T>(value > limit ? limit : value);
 }
@@ -41,23 +42,25 @@ struct Statistics {
 };
 
 // invstd is 0 where variance + epsilon is 0 (then y is exactly shift), and at most the largest finite T.
-inline double inverse_std(double variance, double epsilon) {
+POPNORM_INLINE double inverse_std(double variance, double epsilon) {
   const double sum = variance + epsilon;
-  return sum == 0 ? 0 : 1 / std::sqrt(sum);
+  const double inverse = 1 / std::sqrt(sum);
+  return sum == 0 ? 0 : inverse;
 }
 
-inline Statistics batch_statistics(const Moments& batch, double epsilon) {
+POPNORM_INLINE Statistics batch_statistics(const Moments& batch, double epsilon) {
   const double variance = biased_variance(batch);
   return {batch.mean, variance, inverse_std(variance, epsilon), batch.weight};
 }
 
-inline Statistics given_statistics(const MeanVariance& given, double epsilon) {
+POPNORM_INLINE Statistics given_statistics(const MeanVariance& given, double epsilon) {
   return {given.mean, given.variance, inverse_std(given.variance, epsilon), 0};
 }
 
 // The mixture (1-share)*batch + share*given. x - mean is then (x - m_b) + share*(m_b - m_g), and the derivatives of mean and
 // variance by x are (1-share)/W and (1-share)/W * 2(x - mean): BATCH's with W/(1-share).
-inline Statistics blended_statistics(const Moments& batch, const MeanVariance& given, double share, double epsilon) {
+POPNORM_INLINE Statistics blended_statistics(const Moments& batch, const MeanVariance& given, double share,
+                                             double epsilon) {
   if (batch.weight == 0 || share == 1) return given_statistics(given, epsilon);
   const Moments both =
       mix({batch.weight, batch.mean, batch.m2}, {batch.weight, given.mean, given.variance * batch.weight}, share);
@@ -66,8 +69,8 @@ inline Statistics blended_statistics(const Moments& batch, const MeanVariance& g
 }
 
 // xhat = r*(x - m_b)*invstd_b + d = (x - (m_b - d/(r*invstd_b)))*(r*invstd_b).
-inline Statistics renormalized_statistics(const Moments& batch, const MeanVariance& given, double r_max, double d_max,
-                                          double epsilon) {
+POPNORM_INLINE Statistics renormalized_statistics(const Moments& batch, const MeanVariance& given, double r_max,
+                                                  double d_max, double epsilon) {
   if (batch.weight == 0) return given_statistics(given, epsilon);
   const Statistics s = batch_statistics(batch, epsilon);
   const double given_invstd = inverse_std(given.variance, epsilon);
@@ -87,7 +90,7 @@ struct StatisticsRow {
 };
 
 template <class T>
-inline StatisticsRow<T> statistics_row(double mean, double invstd) {
+POPNORM_INLINE StatisticsRow<T> statistics_row(double mean, double invstd) {
   const T hi = round_to<T>(mean);
   return {hi, round_to<T>(mean - static_cast<double>(hi)), round_saturated<T>(invstd)};
 }
@@ -101,12 +104,12 @@ struct NormalizeRow {
 };
 
 template <class T>
-inline T gain(T scale, T invstd) {
+POPNORM_INLINE T gain(T scale, T invstd) {
   return round_to<T>(static_cast<double>(scale) * static_cast<double>(invstd));
 }
 
 template <class T>
-inline NormalizeRow<T> normalize_row(const StatisticsRow<T>& row, T scale, T shift) {
+POPNORM_INLINE NormalizeRow<T> normalize_row(const StatisticsRow<T>& row, T scale, T shift) {
   const T s = gain(scale, row.invstd);
   const double b = static_cast<double>(shift) - static_cast<double>(row.lo) * static_cast<double>(s);
   return {row.hi, s, round_to<T>(b)};
@@ -114,7 +117,7 @@ inline NormalizeRow<T> normalize_row(const StatisticsRow<T>& row, T scale, T shi
 
 // sum(dy*xhat) from the kernels' sum(dy*(x-hi)).
 template <class T>
-inline double sum_dy_xhat(const StatisticsRow<T>& row, double sum_dy, double sum_dy_d) {
+POPNORM_INLINE double sum_dy_xhat(const StatisticsRow<T>& row, double sum_dy, double sum_dy_d) {
   return static_cast<double>(row.invstd) * (sum_dy_d - static_cast<double>(row.lo) * sum_dy);
 }
 
@@ -128,7 +131,7 @@ struct GradientRow {
 };
 
 template <class T>
-inline GradientRow<T> gradient_row(const StatisticsRow<T>& row, T scale, bool scaled, double p1, double p2) {
+POPNORM_INLINE GradientRow<T> gradient_row(const StatisticsRow<T>& row, T scale, bool scaled, double p1, double p2) {
   const double invstd = static_cast<double>(row.invstd);
   const T a = gain(scale, row.invstd);
   const double factor = scaled ? invstd : static_cast<double>(a);

@@ -49,8 +49,9 @@ struct BackwardColumnsLeaf {
     const T* dy;
   };
   static constexpr std::int64_t kVector = kWidth<T>;
-  Input x;
-  Input dy;
+  const Block& block;
+  const Input& x;
+  const Input& dy;
   const T* hi;
   std::int64_t x_ahead;
   std::int64_t dy_ahead;
@@ -59,6 +60,10 @@ struct BackwardColumnsLeaf {
   }
   POPNORM_INLINE Row position(const Row& first, std::int64_t s) const {
     return {first.x + s * x.row, first.dy + s * dy.row};
+  }
+  POPNORM_INLINE void fetch(std::int64_t position, std::int64_t count) const {
+    fetch_share<T>(block, x, position, count);
+    fetch_share<T>(block, dy, position, count);
   }
   POPNORM_INLINE void prefetch(const Row& row, std::int64_t c) const {
     prefetch_to_l1(row.x + c, x_ahead);
@@ -74,8 +79,15 @@ struct BackwardColumnsLeaf {
 template <class T>
 void backward_reduce_columns(const BackwardReduceArgs& args) {
   const Block& block = args.block;
-  const BackwardColumnsLeaf<T> leaf{args.x, args.dy, static_cast<const T*>(args.hi),
+  const BackwardColumnsLeaf<T> leaf{block,
+                                    args.x,
+                                    args.dy,
+                                    static_cast<const T*>(args.hi),
                                     ahead_in_columns<T>(block, args.x, 4096),
                                     ahead_in_columns<T>(block, args.dy, 4096)};
-  reduce_columns<InTurn<T>>(leaf, block, args.sum_dy, args.sum_dy_d);
+  // A few channels of four positions are a few neighbouring lines in any order, and scattered samples have no order.
+  if (block.channels <= 2 * kWidth<T> || scattered<T>(block))
+    reduce_columns<Together>(leaf, block, args.sum_dy, args.sum_dy_d);
+  else
+    reduce_columns<InTurn<T>>(leaf, block, args.sum_dy, args.sum_dy_d);
 }

@@ -364,24 +364,65 @@ POPNORM_INLINE void elementwise_mixed(const ElementwiseArgs<Op>& args, PeriodicR
   }
 }
 
+// The same, where every sample is whole vectors.
+template <Stores stores, class Op>
+POPNORM_INLINE void elementwise_chosen(const ElementwiseArgs<Op>& args) {
+  using T = typename Op::Type;
+  const std::int64_t channels = args.block.channels;
+  const Run<Op> run = args.run(0, 0, args.block.samples * channels);
+  for (std::int64_t k = 0; k < args.block.samples; ++k) {
+    const T* rows[Op::kRows];
+    args.rows_of(k, 0, rows);
+    for (std::int64_t c = 0; c < channels; c += kWidth<T>) {
+      Coefficients<Op> here;
+      for (int r = 0; r < Op::kRows; ++r) here.row[r] = load(rows[r] + c);
+      run.template vector<stores != Stores::ordinary>(k * channels + c, here);
+    }
+  }
+}
+
+// Samples of one position that lie end to end, with the same rows, are the positions of one sample.
 template <class Op>
-void elementwise_columns(const ElementwiseArgs<Op>& args) {
+ElementwiseArgs<Op> as_positions(const ElementwiseArgs<Op>& args) {
+  const Block& block = args.block;
+  ElementwiseArgs<Op> flat = args;
+  if (block.positions != 1 || block.index != nullptr || args.choice.row != nullptr) return flat;
+  if (!args.samples_end_to_end(block.channels)) return flat;
+  flat.block.samples = 1;
+  flat.block.positions = block.samples;
+  for (int i = 0; i < Op::kInputs; ++i) flat.in[i].row = flat.in[i].sample;
+  flat.out.row = flat.out.sample;
+  return flat;
+}
+
+template <class Op>
+void elementwise_columns(const ElementwiseArgs<Op>& given) {
+  const ElementwiseArgs<Op> args = as_positions(given);
   using T = typename Op::Type;
   constexpr std::int64_t vector = kWidth<T>;
   constexpr std::int64_t bytes = vector * static_cast<std::int64_t>(sizeof(T));
   constexpr std::int64_t longest = PeriodicRows<Op>::kLongest;
   const Block& block = args.block;
-  PeriodicRows<Op> table;
-  if (block.positions == 1 && block.index == nullptr && args.choice.row != nullptr &&
-      args.samples_end_to_end(block.channels) &&
-      block.channels <= longest * static_cast<std::int64_t>(sizeof(T)) / kLine) {
-    elementwise_mixed(args, table);
-    args.finish();
-    return;
-  }
-  const bool flat = block.positions > 1 && args.rows_end_to_end(block.channels);
   const bool whole_vectors = block.channels % vector == 0 && args.out.sample % vector == 0 &&
                              reinterpret_cast<std::uintptr_t>(args.out.first) % bytes == 0;
+  PeriodicRows<Op> table;
+  if (block.positions == 1 && block.index == nullptr && args.choice.row != nullptr &&
+      args.samples_end_to_end(block.channels)) {
+    if (whole_vectors) {
+      if (args.stores == Stores::ordinary)
+        elementwise_chosen<Stores::ordinary>(args);
+      else
+        elementwise_chosen<Stores::streaming>(args);
+      args.finish();
+      return;
+    }
+    if (block.channels <= longest * static_cast<std::int64_t>(sizeof(T)) / kLine) {
+      elementwise_mixed(args, table);
+      args.finish();
+      return;
+    }
+  }
+  const bool flat = block.positions > 1 && args.rows_end_to_end(block.channels);
   const bool periodic = flat && !whole_vectors && block.channels <= longest;
   const std::int64_t step = periodic || (flat && whole_vectors) ? block.positions : 1;
   for (std::int64_t k = 0; k < block.samples; ++k) {

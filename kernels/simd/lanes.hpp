@@ -15,8 +15,6 @@ using Array = V[static_cast<std::size_t>(n)];
 template <class T>
 inline constexpr std::int64_t kSpan = kLanes / kWidth<T>;
 
-#define POPNORM_INLINE [[gnu::always_inline]] inline
-
 template <class T>
 POPNORM_INLINE Batch<T> load(const T* from) {
   return Batch<T>::load_unaligned(from);

@@ -120,6 +120,8 @@ template <class T>
 struct MomentsColumnsLeaf {
   using Row = const T*;
   static constexpr std::int64_t kVector = kWidth<double>;
+  const Block& block;
+  const Input& input;
   const T* x;
   const T* pivot;
   std::int64_t sample;
@@ -127,6 +129,9 @@ struct MomentsColumnsLeaf {
   std::int64_t ahead;
   POPNORM_INLINE Row row(std::int64_t k) const { return x + k * sample; }
   POPNORM_INLINE Row position(Row first, std::int64_t s) const { return first + s * step; }
+  POPNORM_INLINE void fetch(std::int64_t position, std::int64_t count) const {
+    fetch_share<T>(block, input, position, count);
+  }
   POPNORM_INLINE void prefetch(Row row, std::int64_t c) const { prefetch_to_l1(row + c, ahead); }
   POPNORM_INLINE Batch<double> columns(std::int64_t c, std::int64_t n) const { return load_widened(pivot + c, n); }
   POPNORM_INLINE Terms<Batch<double>> terms(Row row, const Batch<double>& k, std::int64_t c, std::int64_t n) const {
@@ -141,7 +146,7 @@ void moments_columns(const MomentsArgs& args) {
   const T* x = static_cast<const T*>(args.x.first);
   const T* pivot = x + sample_of(block, 0) * args.x.sample;
   const std::int64_t ahead = ahead_in_columns<T>(block, args.x, 8192);
-  const MomentsColumnsLeaf<T> leaf{x, pivot, args.x.sample, args.x.row, ahead};
+  const MomentsColumnsLeaf<T> leaf{block, args.x, x, pivot, args.x.sample, args.x.row, ahead};
   reduce_columns<Together>(leaf, block, args.mean, args.m2);
   const double n = static_cast<double>(block.samples * block.positions);
   for (std::int64_t c = 0; c < block.channels; ++c) {

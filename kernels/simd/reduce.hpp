@@ -129,12 +129,30 @@ POPNORM_INLINE void reduce_rows(const Leaf& leaf, const Block& block, double& fi
 inline constexpr std::int64_t kPositionBlock = 32;
 inline constexpr std::int64_t kChannelBlock = 512;
 
+// Whether samples are picked by index and too short for a prefetch ahead of one to be of use.
+template <class T>
+POPNORM_INLINE bool scattered(const Block& block) {
+  return block.index != nullptr && block.positions * block.channels * static_cast<std::int64_t>(sizeof(T)) <= 4096;
+}
+
 // Elements from what is read to what is prefetched: the same channel, about `bytes` later. Without it a sweep that computes
 // between its loads gets half of what memory gives (docs/performance.md).
 template <class T>
 POPNORM_INLINE std::int64_t ahead_in_columns(const Block& block, const Input& input, std::int64_t bytes) {
+  if (scattered<T>(block)) return 0;
   const std::int64_t channels = block.channels < kChannelBlock ? block.channels : kChannelBlock;
   return (bytes / (channels * static_cast<std::int64_t>(sizeof(T))) + 1) * input.row;
+}
+
+// While some positions of scattered samples are read, their share of what is read after the block is fetched in memory
+// order.
+template <class T>
+POPNORM_INLINE void fetch_share(const Block& block, const Input& input, std::int64_t position, std::int64_t count) {
+  if (!scattered<T>(block) || input.next == nullptr) return;
+  constexpr std::int64_t line = 64 / static_cast<std::int64_t>(sizeof(T));
+  const T* next = static_cast<const T*>(input.next);
+  for (std::int64_t i = position * block.channels; i < (position + count) * block.channels; i += line)
+    prefetch_to_l2(next, i);
 }
 
 // Adds the first n lanes of v to the f64 sums at `to`.
@@ -270,6 +288,7 @@ POPNORM_INLINE void reduce_columns(const Leaf& leaf, const Block& block, double*
   std::int64_t held = 0;
   std::int64_t k = 0;
   std::int64_t s = 0;
+  std::int64_t position = 0;
   // One call: everything in it is inlined.
   while (k < block.samples) {
     const typename Leaf::Row sample = leaf.row(sample_of(block, k));
@@ -279,6 +298,8 @@ POPNORM_INLINE void reduce_columns(const Leaf& leaf, const Block& block, double*
       ++k;
     }
     if (held < kPositionBlock && k < block.samples) continue;
+    leaf.fetch(position, held);
+    position += held;
     reduce_positions(order, leaf, row, held, block.channels, {first, second});
     held = 0;
   }

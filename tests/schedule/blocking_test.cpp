@@ -28,7 +28,7 @@ constexpr Work kInference{1, false, true};
 
 Extent extent(const Problem& p) {
   const std::int64_t tiles = Tiling(p.n, p.s, tile_length(p.form, p.n, p.c, p.s), p.n).tiles();
-  return {p.n, tiles, tiles};
+  return {p.n, p.n, tiles, tiles};
 }
 
 Blocking choose(const Problem& p, int threads, const Work& work = kForward,
@@ -76,9 +76,7 @@ TEST(Blocking, StreamsInPagesWhereTheMachineWantsThem) {
   machine.page_streams = true;
   const Problem p = problem(Form::columns, 50, 256, 3136);
   const auto stores = [&](popnorm_stores wanted) {
-    return choose_blocking(p, extent(p), kInference, machine, 2, POPNORM_SCHEDULE_AUTO,
-                           wanted)
-        .stores;
+    return choose_blocking(p, extent(p), kInference, machine, 2, POPNORM_SCHEDULE_AUTO, wanted).stores;
   };
   EXPECT_EQ(stores(POPNORM_STORES_AUTO), Stores::streaming_pages);
   EXPECT_EQ(stores(POPNORM_STORES_ORDINARY), Stores::ordinary);
@@ -94,7 +92,7 @@ TEST(Blocking, CutsAreWithinTheProblemForAnyShape) {
               const Blocking b = choose(problem(form, n, c, s), threads, kForward, schedule);
               ASSERT_GE(b.channels, 1);
               ASSERT_LE(b.channels, c);
-              ASSERT_GE(b.slabs ? b.slabs_per_task : std::min(b.slots, b.boxes), 1);
+              ASSERT_GE(b.slabs ? b.slabs_per_task : std::min(b.units, b.boxes), 1);
             }
 }
 

@@ -119,17 +119,15 @@ class Slots {
         begin_(size(shape_.most_bundles() + 1)),
         of_(size(shape_.most_bundles())),
         first_(size(shape_.classes + 1)),
-        bundle_(size(shape_.most_bundles())),
-        partition_(shape_, {map, labels.data()}, map.count,
-                   {order_.data(), begin_.data(), of_.data(), first_.data(), bundle_.data()}) {}
+        partition_(shape_, {map, labels.data()}, map.count, {order_.data(), begin_.data(), of_.data(), first_.data()}) {
+  }
   const Partition* operator->() const { return &partition_; }
-  const Partition& operator*() const { return partition_; }
   const Partition::Shape& shape() const { return shape_; }
 
  private:
   static std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
   Partition::Shape shape_;
-  std::vector<std::int32_t> order_, begin_, of_, first_, bundle_;
+  std::vector<std::int32_t> order_, begin_, of_, first_;
   Partition partition_;
 };
 
@@ -142,34 +140,41 @@ popnorm::Problem problem_of(const Shape& shape, popnorm::Form form) {
   return p;
 }
 
-// Every element of every class is in one slot of that class, slots hold one class, and a class's slots ascend.
+// Every element of every class is in one slot of that class, a class's slots ascend, and slots weigh their positions.
 void expect_covers(const popnorm::Problem& p, const popnorm::Map& map, const std::vector<std::int32_t>& labels) {
   const Slots slots(p, map, labels);
   EXPECT_LE(slots->slots(), slots.shape().most_slots());
   const auto entry = [&](std::int64_t n, std::int64_t s) { return static_cast<std::size_t>(n * p.s + s); };
   std::vector<int> seen(static_cast<std::size_t>(p.n * p.s));
-  std::int64_t counted = 0;
-  for (std::int64_t of = 0; of < map.count; ++of) {
-    std::int64_t before = -1;
-    for (std::int64_t i = 0; i < slots->slots_of(of); ++i, ++counted) {
-      const std::int64_t id = slots->slot_of(of, i);
-      ASSERT_GT(id, before) << "slots of a class do not ascend";
-      before = id;
-      const popnorm::Slot slot = (*slots)[id];
-      ASSERT_EQ(slot.of, of);
-      ASSERT_GT(slot.positions(), 0);
+  std::vector<std::int64_t> class_of(static_cast<std::size_t>(slots->slots()), -1), weight(class_of);
+  slots->for_each_weight(
+      [&](std::int64_t slot, std::int64_t positions) { weight[static_cast<std::size_t>(slot)] = positions; });
+  for (std::int64_t unit = 0; unit < slots->units(); ++unit)
+    slots->for_each_slot(unit, [&](std::int64_t id, const popnorm::Slot& slot) {
+      class_of[static_cast<std::size_t>(id)] = slot.of;
+      EXPECT_EQ(weight[static_cast<std::size_t>(id)], slot.positions());
       for (std::int64_t k = 0; k < slot.samples; ++k) {
         const std::int64_t n = slot.index != nullptr ? slot.index[k] : slot.first + k;
         if (k == 0) {
           ASSERT_EQ(slot.first, n);
         }
-        ASSERT_EQ(popnorm::id_of(map, labels.data(), n), of);
+        ASSERT_EQ(popnorm::id_of(map, labels.data(), n), slot.of);
         for (std::int64_t s = slot.s0; s < slot.s1; ++s) ++seen[entry(n, s)];
       }
-    }
+    });
+  for (const int times : seen) ASSERT_EQ(times, 1);
+  std::int64_t counted = 0;
+  for (std::int64_t of = 0; of < map.count; ++of) {
+    const Partition::Of own = slots->slots_of(of);
+    ASSERT_GE(own.stride, 1);
+    for (std::int64_t i = 0; i < own.count; ++i, ++counted)
+      ASSERT_EQ(class_of[static_cast<std::size_t>(own.first + i * own.stride)], of);
+    std::int64_t first = -1;
+    for (std::int64_t n = p.n; n-- > 0;)
+      if (popnorm::id_of(map, labels.data(), n) == of) first = n;
+    ASSERT_EQ(slots->first_sample(of), first);
   }
   EXPECT_EQ(counted, slots->slots());
-  for (const int times : seen) ASSERT_EQ(times, 1);
 }
 
 std::vector<std::int32_t> random_labels(Random& random, std::int64_t n, std::int64_t ids) {
@@ -200,33 +205,47 @@ TEST(Partition, AFewInterleavedGroupsShareTilesInMemoryOrder) {
   std::vector<std::int32_t> labels = random_labels(random, 450, 2);
   for (const std::int32_t label : random_labels(random, 450, 3)) labels.push_back(label);
   const Slots slots(p, {POPNORM_LABELS, 3, 3}, labels);
-  ASSERT_TRUE(slots.shape().interleaved());
-  ASSERT_GE(slots->slots_of(2), 3);
-  // Two neighbouring slots are of one tile, or of two in memory order: their samples never lie a tile apart.
-  const std::int64_t tile = popnorm::Cut(p.s, slots.shape().length).samples();
-  for (std::int64_t i = 0; i + 1 < slots->slots(); ++i)
-    EXPECT_LT(std::abs((*slots)[i + 1].first - (*slots)[i].first), 2 * tile);
-  EXPECT_LT(slots->slots_of(2), slots->slots_of(0)) << "a slot of an absent group";
+  ASSERT_TRUE(slots->shares_tiles());
+  ASSERT_GE(slots->units(), 3);
+  EXPECT_EQ(slots->slots(), 3 * slots->units());
+  std::int64_t next = 0;
+  for (std::int64_t tile = 0; tile < slots->units(); ++tile) {
+    std::int64_t samples = 0, first = p.n, last = 0;
+    slots->for_each_slot(tile, [&](std::int64_t, const popnorm::Slot& slot) {
+      samples += slot.samples;
+      if (slot.samples == 0) return;
+      first = std::min<std::int64_t>(first, slot.index[0]);
+      last = std::max<std::int64_t>(last, slot.index[slot.samples - 1]);
+    });
+    EXPECT_EQ(first, next) << "tiles do not follow one another in memory";
+    EXPECT_EQ(last - first + 1, samples);
+    next = last + 1;
+  }
 }
 
-TEST(Partition, ManyGroupsAreOrdered) {
+TEST(Partition, ManyGroupsAreSorted) {
   const popnorm::Problem p = problem_of({5000, 2, 1}, popnorm::Form::columns);
   Random random("many groups");
   const std::vector<std::int32_t> labels = random_labels(random, 5000, 1000);
   const Slots slots(p, {POPNORM_LABELS, 1000, 1000}, labels);
-  ASSERT_FALSE(slots.shape().interleaved());
-  for (std::int64_t i = 0; i + 1 < slots->slots(); ++i) EXPECT_LE((*slots)[i].of, (*slots)[i + 1].of);
+  ASSERT_FALSE(slots->shares_tiles());
+  std::int64_t before = 0;
+  for (std::int64_t i = 0; i < slots->units(); ++i) {
+    EXPECT_LE(before, slots->first_slot(i).of);
+    before = slots->first_slot(i).of;
+  }
 }
 
-// What another group's samples do, and how many they are, moves no slot border of a group that is ordered.
-TEST(Partition, AnOrderedGroupsSlotsAreItsOwn) {
+// What another group's samples do, and how many they are, moves no slot border of a group that is sorted.
+TEST(Partition, ASortedGroupsSlotsAreItsOwn) {
   const popnorm::Problem p = problem_of({4000, 2, 1}, popnorm::Form::columns);
   Random random("own slots");
   std::vector<std::int32_t> labels = random_labels(random, 4000, 40);
   const auto borders = [&] {
     const Slots slots(p, {POPNORM_LABELS, 40, 40}, labels);
     std::vector<std::int64_t> firsts;
-    for (std::int64_t i = 0; i < slots->slots_of(7); ++i) firsts.push_back((*slots)[slots->slot_of(7, i)].first);
+    const Partition::Of own = slots->slots_of(7);
+    for (std::int64_t i = 0; i < own.count; ++i) firsts.push_back(slots->first_slot(own.first + i * own.stride).first);
     return firsts;
   };
   const std::vector<std::int64_t> before = borders();
