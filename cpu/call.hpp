@@ -60,13 +60,14 @@ inline Labelled labelled_rows(const Problem& p, popnorm_statistics statistics, c
 // One wave of a call: its samples, its cells, and how kernels find them.
 class Samples {
  public:
+  // Unless it `scales`, a call has no affine slots, nor labels of them.
   Samples(const Plan& plan, const popnorm_batch& batch, popnorm_statistics statistics, const Wave& wave,
-          const Cells::Arrays& arrays)
+          const Cells::Arrays& arrays, bool scales = true)
       : plan_(plan),
         batch_(batch),
         wave_(wave),
-        cells_(labelled_rows(plan.problem, statistics, batch), {plan.problem.affine_slot, batch.affine_slot}, wave,
-               arrays) {}
+        cells_(labelled_rows(plan.problem, statistics, batch),
+               scales ? Labelled{plan.problem.affine_slot, batch.affine_slot} : Labelled{}, wave, arrays) {}
 
   const Wave& wave() const { return wave_; }
   const Cells& cells() const { return cells_; }

@@ -314,7 +314,6 @@ struct WholeForward : Forward<T> {
     const Problem& p = this->plan.problem;
     const popnorm_source& source = args.source;
     const std::int64_t of_all = this->samples.wave().row0 + row;
-    const std::int64_t slot = reduces ? this->slot_of_group(row) : of_all;
     double mean[kFoldChannels] = {};
     double m2[kFoldChannels] = {};
     const double weight = reduces ? this->group_moments(row, c, n, mean, m2) : 0;
@@ -331,6 +330,7 @@ struct WholeForward : Forward<T> {
       std::fill_n(piece.d, n, T(0));
       std::fill_n(piece.r2, n, T(1));
     } else {
+      const std::int64_t slot = reduces ? this->slot_of_group(row) : of_all;
       for (std::int64_t i = 0; i < n; ++i)
         piece.put(i, statistics_of(p, source, {weight, mean[i], m2[i]}, slot, c + i));
     }
@@ -421,7 +421,7 @@ popnorm_status moments(const Plan& plan, const popnorm_moments_args& a, void* /*
     clear_fed(p, space.fed);
     for (std::int64_t i = 0; i < rows.waves(); ++i) {
       const Wave wave = rows.wave(p, i);
-      const Samples samples(plan, a.batch, POPNORM_BATCH, wave, space.cells);
+      const Samples samples(plan, a.batch, POPNORM_BATCH, wave, space.cells, false);
       const Partition groups = partition_of_rows(rows, wave, labelled_rows(p, POPNORM_BATCH, a.batch), space.groups);
       MomentsOnly<T> f{{plan, *state_of(plan).kernels, a.x, nullptr, a.batch, space, samples, groups}, a};
       const Placement at = place(plan, wave, groups.units(), {1, true, false}, 0);
