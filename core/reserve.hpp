@@ -26,7 +26,7 @@ struct ReserveHeader {
   std::int64_t c;
   std::int64_t rows;
   std::int64_t affine_slots;
-  std::uint64_t labels;  // fingerprint of the labels that forward had; 0 = unknown (finalize has none)
+  std::uint64_t labels;  // fingerprint of the maps and labels that forward had; 0 = unknown (finalize has no labels)
   std::uint8_t room[16];
 };
 static_assert(sizeof(ReserveHeader) == kBufferAlignment);
@@ -42,12 +42,15 @@ inline std::size_t reserve_bytes(const Problem& p) {
                   c * (rows * (sizeof(double) + 5 * size) + static_cast<std::size_t>(p.affine_slot.count) * 2 * size));
 }
 
-// Of the labels that decide which row and which scale a sample has, so that backward with others is refused. FNV-1a in 16
-// chains, which are then hashed themselves: one chain would take longer than the labels are worth.
+// Of the maps and labels that decide which row and which scale a sample has, so that backward with others is refused. FNV-1a,
+// for labels in 16 chains, which are then hashed themselves: one chain would take longer than the labels are worth.
 inline std::uint64_t labels_of(const Problem& p, popnorm_statistics statistics, const popnorm_batch& batch) {
   constexpr std::int64_t kChains = 16;
   std::uint64_t hash = 14695981039346656037U;
+  const auto add_number = [&](std::uint64_t number) { hash = (hash ^ number) * 1099511628211U; };
   const auto add = [&](const Map& map, const std::int32_t* labels) {
+    add_number(static_cast<std::uint64_t>(map.kind));
+    add_number(static_cast<std::uint64_t>(map.k));
     if (map.kind != POPNORM_LABELS) return;
     std::uint32_t chain[kChains];
     std::fill_n(chain, kChains, 2166136261U);
@@ -58,7 +61,7 @@ inline std::uint64_t labels_of(const Problem& p, popnorm_statistics statistics, 
     for (; n + kChains <= p.n; n += kChains)
       for (std::int64_t k = 0; k < kChains; ++k) mix(n + k, k);
     for (std::int64_t k = 0; n + k < p.n; ++k) mix(n + k, k);
-    for (const std::uint32_t value : chain) hash = (hash ^ value) * 1099511628211U;
+    for (const std::uint32_t value : chain) add_number(value);
   };
   add(p.row_map(statistics), statistics == POPNORM_GIVEN ? batch.population_slot : batch.norm_group);
   add(p.affine_slot, batch.affine_slot);

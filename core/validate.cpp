@@ -183,8 +183,10 @@ class Memory {
     const auto statistics = static_cast<popnorm_statistics>(header.statistics);
     POPNORM_TRY(batch(b, {statistics != POPNORM_GIVEN, statistics == POPNORM_GIVEN, true}));
     if (header.labels == 0 || header.labels == labels_of(problem_, statistics, b)) return POPNORM_SUCCESS;
-    return fail(POPNORM_INVALID,
-                "%s: batch has other labels than the forward that wrote the reserve, must have the same", operation_);
+    return fail(
+        POPNORM_INVALID,
+        "%s: reserve was written by a forward with other labels or maps, must be the same; pass forward's batch",
+        operation_);
   }
 
   // To be called last: no written region may share memory with another, but for the exact aliases that popnorm.h
