@@ -159,7 +159,9 @@ typedef struct popnorm_problem {
   }
 
 /* What one call says of the problem's samples: ids for every map of kind LABELS, and the weights that the problem has. All
- * other pointers must be null. Backward must get what forward got. */
+ * other pointers must be null. Ids that a call does not use are not read and may be null: norm_group with GIVEN,
+ * population_slot where nothing is fed and statistics are of the BATCH, affine_slot in moments. Backward must get what
+ * forward got. */
 typedef struct popnorm_batch {
   const int32_t* norm_group;      /* [n], in [0, k) */
   const int32_t* population_slot; /* [n], in [0, k) */
@@ -233,8 +235,8 @@ typedef struct popnorm_plan popnorm_plan;
  * INVALID: null problem or plan; n < 0, c < 1, s < 0; a size whose bytes overflow 63 bits; non-finite or negative epsilon;
  *          unknown enum values; strides that let rows overlap; a map's k < 1 where it has one, not 0 where it has none;
  *          an executor without parallel_for or concurrency < 1; an ISA or backend name that does not exist.
- * UNSUPPORTED: types, backends, an ISA that exists but does not run here; more than 2^31 - 1 samples with labels or a
- *          strided map; struct bytes this version does not know.
+ * UNSUPPORTED: types, backends, an ISA that exists but does not run here; more than 2^31 - 1 samples with a map other than
+ *          WHOLE, or as many ids; struct bytes this version does not know.
  * OUT_OF_MEMORY: the allocation failed. On failure *plan is null. */
 POPNORM_API popnorm_status popnorm_plan_create(const popnorm_problem* problem, const popnorm_options* options,
                                                popnorm_plan** plan);
@@ -514,7 +516,7 @@ typedef struct popnorm_backward_args {
   }
 
 /* INVALID: as popnorm_forward; no output at all; neither or both of reserve and saved_*; a reserve that no forward or
- * finalize of this problem, or one with other labels, wrote; accumulate outside {0, 1}.
+ * finalize of this problem, or a forward with other labels, wrote; accumulate outside {0, 1}.
  * UNSUPPORTED: saved_* with maps, weights, BLEND or RENORM. */
 POPNORM_API popnorm_status popnorm_backward(const popnorm_plan* plan, const popnorm_backward_args* args, void* stream);
 
