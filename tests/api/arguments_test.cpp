@@ -3,46 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <functional>
 #include <limits>
 
-#include "api/scene.hpp"
+#include "api/refusals.hpp"
 
 namespace popnorm_test {
 namespace {
-
-template <class Args>
-struct Refusal {
-  const char* what;
-  std::function<void(Args&)> spoil;
-  std::vector<std::string> words;  // in the message, as regular expressions
-  popnorm_status status = POPNORM_INVALID;
-};
-
-template <class Args>
-void expect_refusals(Scene& scene, const char* operation, const Args& valid, Entry<Args> entry,
-                     const std::vector<Refusal<Args>>& refusals) {
-  SCOPED_TRACE(operation);
-  ASSERT_TRUE(succeeded(entry(scene.plan.get(), &valid, nullptr)));
-  for (const Refusal<Args>& refusal : refusals) {
-    SCOPED_TRACE(refusal.what);
-    Args args = valid;
-    refusal.spoil(args);
-    const auto before = scene.snapshot();
-    std::vector<std::string> words = refusal.words;
-    words.push_back("^" + std::string(operation) + ":");
-    EXPECT_TRUE(refused(entry(scene.plan.get(), &args, nullptr), refusal.status, words));
-    EXPECT_TRUE(scene.snapshot() == before) << "written in spite of the refusal";
-  }
-}
-
-// One element further than the type's alignment allows.
-template <class Pointer>
-Pointer misaligned(Pointer p) {
-  return reinterpret_cast<Pointer>(reinterpret_cast<std::uintptr_t>(p) + 1);
-}
-
-const double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // ---------------------------------------------------------------------------------------------------- every entry
 
@@ -104,12 +70,12 @@ TEST(EveryEntry, AcceptsLongerStructsOnlyWithAZeroTail) {
 
 TEST(EveryEntry, RefusesBadWorkspace) {
   Scene scene;
-  const std::size_t needed = scene.workspace.size();
-  ASSERT_GT(needed, 0u);
-  const std::string few = "\\b" + std::to_string(needed - 1) + " bytes.*\\b" + std::to_string(needed) + "\\b";
   scene.for_each_entry([&](const char* name, auto args, auto entry) {
     using Args = decltype(args);
     if constexpr (requires { args.workspace; }) {
+      const std::size_t needed = args.workspace_bytes;
+      ASSERT_GT(needed, 0u);
+      const std::string few = "\\b" + std::to_string(needed - 1) + " bytes.*\\b" + std::to_string(needed) + "\\b";
       expect_refusals<Args>(scene, name, args, entry,
                             {{"null", [](Args& a) { a.workspace = nullptr; }, {"workspace", "null"}},
                              {"too small", [=](Args& a) { a.workspace_bytes = needed - 1; }, {"workspace", few}},
@@ -179,6 +145,7 @@ TEST(EveryEntry, RefusesAReserveThatNoForwardWrote) {
     expect("normalize", scene.normalize(), Entry<popnorm_normalize_args>(popnorm_normalize));
     expect("backward_reduce", scene.backward_reduce(), Entry<popnorm_backward_reduce_args>(popnorm_backward_reduce));
     expect("backward_apply", scene.backward_apply(), Entry<popnorm_backward_apply_args>(popnorm_backward_apply));
+    expect("double_backward", scene.double_backward(), Entry<popnorm_double_backward_args>(popnorm_double_backward));
   }
 }
 

@@ -68,6 +68,54 @@ TEST(PlanCreate, RefusesBadProblems) {
   for (const Refusal& refusal : refusals) expect_refused(refusal);
 }
 
+TEST(PlanCreate, RefusesBadMaps) {
+  constexpr std::int64_t kMost = INT32_MAX;
+  struct Field {
+    const char* name;
+    popnorm_map P::*map;
+  };
+  for (const Field field : {Field{"norm_group", &P::norm_group}, Field{"population_slot", &P::population_slot},
+                            Field{"affine_slot", &P::affine_slot}}) {
+    SCOPED_TRACE(field.name);
+    const std::string name = field.name;
+    const auto set = [&](popnorm_map_kind kind, std::int64_t k) { return [=](P& p, O&) { p.*field.map = {kind, k}; }; };
+    const auto many = [&](std::int64_t n, popnorm_map map) {
+      return [=](P& p, O&) {
+        p.n = n;
+        p.c = p.s = 1;
+        p.*field.map = map;
+      };
+    };
+    std::vector<Refusal> refusals;
+    for (const int kind : {-1, 5})
+      refusals.push_back({"kind", set(static_cast<popnorm_map_kind>(kind), 1), {name + " is " + std::to_string(kind)}});
+    for (const popnorm_map_kind kind : {POPNORM_CONTIGUOUS, POPNORM_STRIDED, POPNORM_LABELS})
+      for (const std::int64_t k : {std::int64_t{0}, std::int64_t{-1}, INT64_MIN})
+        refusals.push_back({"k", set(kind, k), {name + ".k is " + std::to_string(k), ">= 1"}});
+    for (const popnorm_map_kind kind : {POPNORM_WHOLE, POPNORM_PER_SAMPLE})
+      for (const std::int64_t k : {1, -1})
+        refusals.push_back({"k of none", set(kind, k), {name + ".k is " + std::to_string(k), "must be 0"}});
+    for (const popnorm_map map :
+         {popnorm::contiguous(kMost), popnorm::strided(2), popnorm::per_sample(), popnorm::labels(2)})
+      refusals.push_back({"n", many(kMost + 1, map), {"\\bn is " + std::to_string(kMost + 1)}, POPNORM_UNSUPPORTED});
+    for (const popnorm_map map : {popnorm::strided(kMost + 1), popnorm::labels(INT64_MAX)})
+      refusals.push_back({"ids", many(4, map), {name + ".k is " + std::to_string(map.k)}, POPNORM_UNSUPPORTED});
+    refusals.push_back({"ids times channels",
+                        [=](P& p, O&) {
+                          p.n = 1;
+                          p.c = std::int64_t{1} << 40;
+                          p.s = 0;
+                          p.*field.map = popnorm::labels(1 << 20);
+                        },
+                        {name, "overflow"}});
+    for (const Refusal& refusal : refusals) expect_refused(refusal);
+  }
+  for (const int number : {-1, 4})
+    expect_refused({"weights",
+                    [=](P& p, O&) { p.weights = static_cast<popnorm_weights>(number); },
+                    {"weights is " + std::to_string(number)}});
+}
+
 TEST(PlanCreate, RefusesRowsThatOverlap) {
   const auto strides = [](popnorm_strides P::*which, std::int64_t sample, std::int64_t row) {
     return [=](P& p, O&) { p.*which = {sample, row}; };
@@ -168,6 +216,10 @@ TEST(PlanCreate, AcceptsWhatIsUnusualButRight) {
   accept("a stride of one sample never used", [](P& p) { p.n = 1, p.x = {1, 10}; });
   accept("parameters f64", [](P& p) { p.parameters = p.statistics = POPNORM_F64; });
   accept("statistics f32 of f64", [](P& p) { p.storage = POPNORM_F64, p.statistics = POPNORM_F32; });
+  accept("more ids than samples",
+         [](P& p) { p.norm_group = popnorm::labels(100), p.affine_slot = popnorm::strided(9); });
+  accept("a group larger than the batch", [](P& p) { p.norm_group = popnorm::contiguous(INT64_MAX); });
+  accept("groups of no samples", [](P& p) { p.n = 0, p.norm_group = popnorm::per_sample(); });
 }
 
 TEST(PlanQuery, DescribesThePlan) {
@@ -180,6 +232,26 @@ TEST(PlanQuery, DescribesThePlan) {
   EXPECT_STREQ(info.isa, runnable_tiers().front());
   EXPECT_EQ(info.tiles, 1);
   EXPECT_GE(popnorm::plan(popnorm::problem_nchw(3, 2, 100000)).info().tiles, 3 * 3);
+}
+
+TEST(PlanQuery, CountsIds) {
+  const auto counted = [](popnorm_map map) {
+    popnorm_problem problem = valid();
+    problem.n = 10;
+    problem.norm_group = problem.population_slot = problem.affine_slot = map;
+    const popnorm::plan plan(problem);
+    EXPECT_EQ(plan.info().groups, plan.info().population_slots);
+    EXPECT_EQ(plan.info().groups, plan.info().affine_slots);
+    return plan.info().groups;
+  };
+  EXPECT_EQ(counted({POPNORM_WHOLE, 0}), 1);
+  EXPECT_EQ(counted(popnorm::contiguous(3)), 4) << "the last one is smaller";
+  EXPECT_EQ(counted(popnorm::contiguous(5)), 2);
+  EXPECT_EQ(counted(popnorm::contiguous(11)), 1);
+  EXPECT_EQ(counted(popnorm::strided(3)), 3);
+  EXPECT_EQ(counted(popnorm::strided(12)), 12) << "two of them are empty";
+  EXPECT_EQ(counted(popnorm::per_sample()), 10);
+  EXPECT_EQ(counted(popnorm::labels(7)), 7);
 }
 
 TEST(PlanQuery, RefusesBadArguments) {

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <popnorm/popnorm.h>
 
+#include <algorithm>
 #include <cstring>
 #include <popnorm/popnorm.hpp>
 #include <string>
@@ -23,31 +24,60 @@ class Scene {
  public:
   static constexpr std::int64_t kN = 2, kC = 3, kS = 5;
 
-  explicit Scene(const popnorm_problem& problem = popnorm::problem_nchw(kN, kC, kS)) : plan(problem) {
+  explicit Scene(const popnorm_problem& problem_ = popnorm::problem_nchw(kN, kC, kS))
+      : problem(problem_), plan(problem_) {
     Random random("Scene");
-    for (Array* filled : {static_cast<Array*>(&x), static_cast<Array*>(&dy), &scale, &shift, &mean, &running_mean}) {
+    for (Array* filled : {static_cast<Array*>(&x), static_cast<Array*>(&dy), static_cast<Array*>(&v), &scale, &shift,
+                          &mean, &running_mean, &part_mean, &v_scale, &v_shift}) {
       for (std::int64_t i = 0; i < filled->count(); ++i) filled->set(i, random.normal());
     }
     for (Array* positive : {&variance, &running_variance, &part_weight, &part_m2}) {
       for (std::int64_t i = 0; i < positive->count(); ++i) positive->set(i, 4 + random.unit());
     }
-    for (std::int64_t i = 0; i < kC; ++i) part_mean.set(i, random.normal());
     workspace = GuardedBuffer(plan.info().workspace_bytes, 64, Placement::ends_at_guard);
+    double_workspace = GuardedBuffer(plan.info().double_backward_workspace_bytes, 64, Placement::ends_at_guard);
     reserve = GuardedBuffer(plan.info().reserve_bytes, 64, Placement::ends_at_guard);
     for (GuardedBuffer* p : {&population, &given_population}) {
       std::size_t bytes = 0;
-      popnorm::check(popnorm_population_size(1, kC, &bytes));
+      popnorm::check(popnorm_population_size(slots(), kC, &bytes));
       *p = GuardedBuffer(bytes, 8, Placement::ends_at_guard);
-      popnorm::check(popnorm_population_init(p->data(), bytes, 1, kC));
-      popnorm::check(popnorm_population_feed(p->data(), bytes, &(feed_args = feed())));
+      popnorm::check(popnorm_population_init(p->data(), bytes, slots(), kC));
+      Array weight_of_slots(POPNORM_F64, slots() * kC, Placement::ends_at_guard);
+      for (std::int64_t i = 0; i < weight_of_slots.count(); ++i) weight_of_slots.set(i, 4 + random.unit());
+      popnorm_population_feed_args args = POPNORM_POPULATION_FEED_ARGS_INIT;
+      args.moments = {weight_of_slots.doubles(), weight_of_slots.doubles(), weight_of_slots.doubles()};
+      popnorm::check(popnorm_population_feed(p->data(), bytes, &args));
     }
-    plan.forward(forward_batch());  // the reserve and the saved statistics that backward needs
+    // Groups take turns; a group has one slot of either kind.
+    for (std::int64_t n = 0; n < problem.n; ++n) {
+      group.push_back(static_cast<std::int32_t>(n % plan.info().groups));
+      slot.push_back(static_cast<std::int32_t>(n % plan.info().groups % slots()));
+      affine.push_back(static_cast<std::int32_t>(n % plan.info().groups % plan.info().affine_slots));
+      lengths.push_back(n % (kS + 1));
+    }
+    for (std::int64_t g = 0; g < plan.info().groups; ++g) group_slot.push_back(static_cast<std::int32_t>(g % slots()));
+    weights.assign(static_cast<std::size_t>(problem.n * kS), 0.5F);
+    plan.forward(forward_inputs());  // the reserve and the saved statistics that backward needs
+  }
+
+  // Labels and weights, where the problem has them.
+  popnorm_batch batch() const {
+    popnorm_batch b = POPNORM_BATCH_INIT;
+    if (problem.norm_group.kind == POPNORM_LABELS) b.norm_group = group.data();
+    if (problem.population_slot.kind == POPNORM_LABELS) b.population_slot = slot.data();
+    if (problem.affine_slot.kind == POPNORM_LABELS) b.affine_slot = affine.data();
+    if (problem.weights == POPNORM_LENGTHS)
+      b.weights = lengths.data();
+    else if (problem.weights != POPNORM_UNWEIGHTED)
+      b.weights = weights.data();
+    return b;
   }
 
   popnorm_forward_args forward_inputs() {
     popnorm_forward_args a = POPNORM_FORWARD_ARGS_INIT;
     a.x = x.data();
     a.y = y.data();
+    a.batch = batch();
     a.scale = scale.data();
     a.shift = shift.data();
     a.saved_mean = saved_mean.data();
@@ -89,6 +119,7 @@ class Scene {
     popnorm_backward_args a = POPNORM_BACKWARD_ARGS_INIT;
     a.x = x.data();
     a.dy = dy.data();
+    a.batch = batch();
     a.dx = dx.data();
     a.dscale = dscale.data();
     a.dshift = dshift.data();
@@ -112,6 +143,7 @@ class Scene {
   popnorm_moments_args moments() {
     popnorm_moments_args a = POPNORM_MOMENTS_ARGS_INIT;
     a.x = x.data();
+    a.batch = batch();
     a.moments = moments_out();
     a.workspace = workspace.data();
     a.workspace_bytes = workspace.size();
@@ -140,6 +172,7 @@ class Scene {
     a.moments = parts_in();
     a.update.running_mean = running_mean.data();
     a.update.running_variance = running_variance.data();
+    if (slots() > 1) a.group_slot = group_slot.data();
     return a;
   }
   popnorm_finalize_args finalize_given() {
@@ -153,6 +186,7 @@ class Scene {
     popnorm_normalize_args a = POPNORM_NORMALIZE_ARGS_INIT;
     a.x = x.data();
     a.y = y.data();
+    a.batch = batch();
     a.reserve = reserve.data();
     a.reserve_bytes = reserve.size();
     a.workspace = workspace.data();
@@ -163,6 +197,7 @@ class Scene {
     popnorm_backward_reduce_args a = POPNORM_BACKWARD_REDUCE_ARGS_INIT;
     a.x = x.data();
     a.dy = dy.data();
+    a.batch = batch();
     a.reserve = reserve.data();
     a.reserve_bytes = reserve.size();
     a.sum_dy = sum_dy.doubles();
@@ -175,6 +210,7 @@ class Scene {
     popnorm_backward_apply_args a = POPNORM_BACKWARD_APPLY_ARGS_INIT;
     a.x = x.data();
     a.dy = dy.data();
+    a.batch = batch();
     a.dx = dx.data();
     a.reserve = reserve.data();
     a.reserve_bytes = reserve.size();
@@ -182,6 +218,23 @@ class Scene {
     a.sum_dy_xhat = part_m2.doubles();
     a.workspace = workspace.data();
     a.workspace_bytes = workspace.size();
+    return a;
+  }
+  popnorm_double_backward_args double_backward() {
+    popnorm_double_backward_args a = POPNORM_DOUBLE_BACKWARD_ARGS_INIT;
+    a.x = x.data();
+    a.dy = dy.data();
+    a.batch = batch();
+    a.v = v.data();
+    a.v_scale = v_scale.data();
+    a.v_shift = v_shift.data();
+    a.reserve = reserve.data();
+    a.reserve_bytes = reserve.size();
+    a.grad_x = grad_x.data();
+    a.grad_dy = grad_dy.data();
+    a.grad_scale = grad_scale.data();
+    a.workspace = double_workspace.data();
+    a.workspace_bytes = double_workspace.size();
     return a;
   }
   popnorm_population_feed_args feed() {
@@ -207,6 +260,7 @@ class Scene {
     visit("normalize", normalize(), Entry<popnorm_normalize_args>(popnorm_normalize));
     visit("backward_reduce", backward_reduce(), Entry<popnorm_backward_reduce_args>(popnorm_backward_reduce));
     visit("backward_apply", backward_apply(), Entry<popnorm_backward_apply_args>(popnorm_backward_apply));
+    visit("double_backward", double_backward(), Entry<popnorm_double_backward_args>(popnorm_double_backward));
   }
 
   // The contents of everything, to find what a refused call has written.
@@ -216,6 +270,9 @@ class Scene {
                            static_cast<const Array*>(&y),
                            static_cast<const Array*>(&dy),
                            static_cast<const Array*>(&dx),
+                           static_cast<const Array*>(&v),
+                           static_cast<const Array*>(&grad_x),
+                           static_cast<const Array*>(&grad_dy),
                            &scale,
                            &shift,
                            &mean,
@@ -233,35 +290,49 @@ class Scene {
                            &part_mean,
                            &part_m2,
                            &sum_dy,
-                           &sum_dy_xhat}) {
+                           &sum_dy_xhat,
+                           &v_scale,
+                           &v_shift,
+                           &grad_scale}) {
       all.push_back(a->buffer().snapshot());
     }
-    for (const GuardedBuffer* b : {&workspace, &reserve, &population, &given_population}) all.push_back(b->snapshot());
+    for (const GuardedBuffer* b : {&workspace, &double_workspace, &reserve, &population, &given_population})
+      all.push_back(b->snapshot());
     return all;
   }
 
   popnorm_moment_arrays moments_out() { return {weight.doubles(), moments_mean.doubles(), m2.doubles()}; }
   popnorm_moment_arrays parts_in() { return {part_weight.doubles(), part_mean.doubles(), part_m2.doubles()}; }
 
+  [[nodiscard]] std::int64_t groups() const { return plan.info().groups; }
+  [[nodiscard]] std::int64_t slots() const { return plan.info().population_slots; }
+  [[nodiscard]] std::int64_t rows() const { return std::max(groups(), slots()); }
+
+  popnorm_problem problem;  // packed, of kC channels and kS positions
   popnorm::plan plan;
   Tensor x = tensor(), y = tensor(), dy = tensor(), dx = tensor();
-  Array scale = channels(), shift = channels(), mean = channels(), variance = channels();
-  Array running_mean = channels(), running_variance = channels(), saved_mean = channels(), saved_invstd = channels();
-  Array dscale = channels(), dshift = channels();
-  Array weight = doubles(), moments_mean = doubles(), m2 = doubles();
-  Array part_weight = doubles(), part_mean = doubles(), part_m2 = doubles();
-  Array sum_dy = doubles(), sum_dy_xhat = doubles();
-  GuardedBuffer workspace, reserve, population, given_population;
+  Tensor v = tensor(), grad_x = tensor(), grad_dy = tensor();
+  Array scale = affines(), shift = affines(), dscale = affines(), dshift = affines();
+  Array v_scale = affines(), v_shift = affines(), grad_scale = affines();
+  Array mean = floats(slots()), variance = floats(slots());
+  Array running_mean = floats(slots()), running_variance = floats(slots());
+  Array saved_mean = floats(rows()), saved_invstd = floats(rows());
+  Array weight = doubles(groups()), moments_mean = doubles(groups()), m2 = doubles(groups());
+  Array part_weight = doubles(groups()), part_mean = doubles(groups()), part_m2 = doubles(groups());
+  Array sum_dy = doubles(rows()), sum_dy_xhat = doubles(rows());
+  GuardedBuffer workspace, double_workspace, reserve, population, given_population;
   std::vector<popnorm_moment_arrays> parts;
+  std::vector<std::int32_t> group, slot, affine, group_slot;
+  std::vector<float> weights;
+  std::vector<std::int64_t> lengths;
 
  private:
-  static Tensor tensor() {
-    return {{POPNORM_NCHW, kN, kC, kS, Spacing::packed}, POPNORM_F32, Placement::ends_at_guard};
+  [[nodiscard]] Tensor tensor() const {
+    return {{problem.layout, problem.n, kC, kS, Spacing::packed}, POPNORM_F32, Placement::ends_at_guard};
   }
-  static Array channels() { return {POPNORM_F32, kC, Placement::ends_at_guard}; }
-  static Array doubles() { return {POPNORM_F64, kC, Placement::ends_at_guard}; }
-
-  popnorm_population_feed_args feed_args;
+  static Array floats(std::int64_t rows) { return {POPNORM_F32, rows * kC, Placement::ends_at_guard}; }
+  static Array doubles(std::int64_t rows) { return {POPNORM_F64, rows * kC, Placement::ends_at_guard}; }
+  [[nodiscard]] Array affines() const { return floats(plan.info().affine_slots); }
 };
 
 }  // namespace popnorm_test
