@@ -46,16 +46,7 @@ struct Labelled {
 
   // Whether both are known to give every sample the same id. Labels are the same if they are the same array.
   bool same_as(const Labelled& other) const {
-    if (map.kind != other.map.kind) return false;
-    switch (map.kind) {
-      case POPNORM_WHOLE:
-      case POPNORM_PER_SAMPLE:
-        return true;
-      case POPNORM_LABELS:
-        return labels == other.labels;
-      default:
-        return map.k == other.map.k;
-    }
+    return map.kind == other.map.kind && map.k == other.map.k && labels == other.labels;
   }
 };
 
@@ -76,11 +67,14 @@ class Cells {
   static std::int64_t most(const Map& row, const Map& affine, std::int64_t n, std::int64_t rows) {
     if (affine.count <= 1 || row.kind == POPNORM_WHOLE) return std::max<std::int64_t>(rows, affine.count);
     if (!is_listed(row, affine)) return rows;
-    return std::max<std::int64_t>(std::min(n, rows * affine.count), 1);
+    const std::int64_t listed = std::max<std::int64_t>(std::min(n, rows * affine.count), 1);
+    const bool labels_may_be_the_same = Labelled{row}.same_as({affine});
+    return labels_may_be_the_same ? std::max(listed, rows) : listed;
   }
   // Whether the constructor needs arrays, unless labels turn out to be the same.
   static bool is_listed(const Map& row, const Map& affine) {
-    return affine.kind != POPNORM_WHOLE && row.kind != POPNORM_WHOLE && !Labelled{row}.same_as({affine, &kOther});
+    return affine.kind != POPNORM_WHOLE && row.kind != POPNORM_WHOLE &&
+           (row.kind == POPNORM_LABELS || !Labelled{row}.same_as({affine}));
   }
   // Entries of each array.
   struct Arrays {
@@ -145,7 +139,6 @@ class Cells {
 
  private:
   enum class Kind { by_row, by_affine, listed };
-  static constexpr std::int32_t kOther = 0;
 
   // In the order in which each row meets its affine slots, which no sample of another row changes.
   void list(const Arrays& arrays) {

@@ -440,7 +440,10 @@ popnorm_status resolve_map(const char* name, const popnorm_map& from, std::int64
     return fail(POPNORM_UNSUPPORTED, "plan: n is %lld, must be <= %lld with a map other than WHOLE", ll{n}, ll{kMost});
   if ((from.kind == POPNORM_STRIDED || from.kind == POPNORM_LABELS) && from.k > kMost)
     return fail(POPNORM_UNSUPPORTED, "plan: %s.k is %lld, must be <= %lld", name, ll{from.k}, ll{kMost});
-  if (from.kind == POPNORM_CONTIGUOUS) to.count = n / from.k + (n % from.k > 0);
+  if (from.kind == POPNORM_CONTIGUOUS) {
+    to.k = std::min(from.k, std::max<std::int64_t>(n, 1));
+    to.count = n / to.k + (n % to.k > 0);
+  }
   if (from.kind == POPNORM_STRIDED || from.kind == POPNORM_LABELS) to.count = from.k;
   if (from.kind == POPNORM_PER_SAMPLE) to.count = n;
   if (to.count > std::numeric_limits<std::int64_t>::max() / 1024 / c)
@@ -498,8 +501,9 @@ popnorm_status validate_problem(const popnorm_problem* from, Problem& p) {
   p.statistics = or_default(q.statistics);
   p.epsilon = q.epsilon;
   std::int64_t elements = 0;
-  // c rows of statistics must be addressable too, also where n or s is 0.
-  if (__builtin_mul_overflow(p.n, p.c, &elements) || __builtin_mul_overflow(elements, p.s, &elements) ||
+  // A sample, a position and c rows of statistics must be addressable too where n or s is 0.
+  if (__builtin_mul_overflow(std::max<std::int64_t>(p.n, 1), p.c, &elements) ||
+      __builtin_mul_overflow(std::max<std::int64_t>(p.s, 1), elements, &elements) ||
       elements > std::numeric_limits<std::int64_t>::max() / 8 || p.c > std::numeric_limits<std::int64_t>::max() / 1024)
     return fail(POPNORM_INVALID, "plan: n %lld x c %lld x s %lld overflows 63 bits in bytes", ll{p.n}, ll{p.c},
                 ll{p.s});

@@ -51,6 +51,11 @@ TEST(PlanCreate, RefusesBadProblems) {
       {"overflow of n*c*s", [](P& p, O&) { p.n = kBig, p.c = 1 << 12, p.s = 1 << 12; }, {"overflow"}},
       {"overflow in bytes", [](P& p, O&) { p.n = 1, p.c = 1, p.s = INT64_MAX / 2; }, {"overflow"}},
       {"overflow beside s = 0", [](P& p, O&) { p.n = p.c = kBig, p.s = 0; }, {"overflow"}},
+      {"overflow beside n = 0",
+       [](P& p, O&) {
+         p.n = 0, p.c = p.s = kBig, p.x = p.y = p.dy = p.dx = {1, 1};
+       },
+       {"overflow"}},
       {"epsilon < 0", [](P& p, O&) { p.epsilon = -1e-5; }, {"epsilon is -1e-05"}},
       {"epsilon nan", [](P& p, O&) { p.epsilon = std::nan(""); }, {"epsilon is -?nan"}},
       {"epsilon inf", [=](P& p, O&) { p.epsilon = infinity; }, {"epsilon is inf"}},

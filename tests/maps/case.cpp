@@ -58,7 +58,7 @@ std::ostream& operator<<(std::ostream& out, const MapSet& m) {
   map("groups", m.group);
   map("slots", m.slot);
   map("affine", m.affine);
-  return out << weights[m.weights] << ", " << statistics[m.statistics];
+  return out << weights[m.weights] << ", " << statistics[m.statistics] << (m.one_array ? ", one array of labels" : "");
 }
 
 popnorm_problem MapCase::problem_of(const Configuration& k, const MapSet& maps) {
@@ -114,6 +114,15 @@ void MapCase::draw(Random& random, bool one_slot) {
   if (one_slot && maps_.slot.kind == POPNORM_LABELS)
     for (std::int64_t n = 0; n < k.n; ++n)
       m.slot[size(n)] = static_cast<std::int32_t>((m.group[size(n)] * 7 + 1) % maps_.slot.k);
+  if (maps_.one_array) {
+    std::int64_t smallest = std::numeric_limits<std::int32_t>::max();
+    for (const popnorm_map& map : {maps_.group, maps_.slot, maps_.affine})
+      if (map.kind == POPNORM_LABELS) smallest = std::min(smallest, map.k);
+    const std::vector<std::int32_t> labels = ids({POPNORM_LABELS, smallest}, k.n, random);
+    if (maps_.group.kind == POPNORM_LABELS) m.group = labels;
+    if (maps_.slot.kind == POPNORM_LABELS) m.slot = labels;
+    if (maps_.affine.kind == POPNORM_LABELS) m.affine = labels;
+  }
   group = m.group;
   slot = m.slot;
   affine = m.affine;
@@ -168,9 +177,15 @@ void MapCase::draw(Random& random, bool one_slot) {
 
 popnorm_batch MapCase::batch() const {
   popnorm_batch b = POPNORM_BATCH_INIT;
-  if (maps_.group.kind == POPNORM_LABELS) b.norm_group = group.data();
-  if (maps_.slot.kind == POPNORM_LABELS) b.population_slot = slot.data();
-  if (maps_.affine.kind == POPNORM_LABELS) b.affine_slot = affine.data();
+  const std::int32_t* labels = nullptr;
+  const auto take = [&](const popnorm_map& map, const std::vector<std::int32_t>& own) -> const std::int32_t* {
+    if (map.kind != POPNORM_LABELS) return nullptr;
+    if (labels == nullptr || !maps_.one_array) labels = own.data();
+    return labels;
+  };
+  b.norm_group = take(maps_.group, group);
+  b.population_slot = take(maps_.slot, slot);
+  b.affine_slot = take(maps_.affine, affine);
   if (maps_.weights == POPNORM_LENGTHS)
     b.weights = lengths.data();
   else if (maps_.weights != POPNORM_UNWEIGHTED)

@@ -24,6 +24,7 @@ struct MapSet {
   popnorm_map affine = {POPNORM_WHOLE, 0};
   popnorm_weights weights = POPNORM_UNWEIGHTED;
   popnorm_statistics statistics = POPNORM_BATCH;
+  bool one_array = false;  // of labels, for all maps that have labels
 };
 
 std::ostream& operator<<(std::ostream& out, const MapSet& m);

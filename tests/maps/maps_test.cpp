@@ -41,6 +41,7 @@ MapSet random_maps(Random& random, std::int64_t n) {
     m.slot = random.coin() ? m.group : popnorm_map{POPNORM_LABELS, 1 + random.below(4)};
   else
     m.slot = random_map(random, n);
+  m.one_array = random.below(4) == 0 && (!blended || m.group.kind == POPNORM_LABELS || m.slot.kind != POPNORM_LABELS);
   return m;
 }
 
