@@ -29,20 +29,6 @@ double cross_entropy(const Tensor& logits, const std::vector<int>& labels, Tenso
   return loss / samples;
 }
 
-// Finalized mean and variance of one layer.
-struct Moments {
-  explicit Moments(const popnorm::population& population)
-      : mean(static_cast<std::size_t>(population.header().c)), variance(mean.size()) {
-    popnorm_population_finalize_args args = POPNORM_POPULATION_FINALIZE_ARGS_INIT;
-    args.type = POPNORM_F64;
-    args.source.mean = mean.data();
-    args.source.variance = variance.data();
-    population.finalize(args);
-  }
-  std::vector<double> mean;
-  std::vector<double> variance;
-};
-
 }  // namespace
 
 Trainer::Trainer(Recipe recipe, const Digits& train, std::uint64_t seed)
@@ -131,19 +117,14 @@ Populations collect(ConvNet& network, const Digits& samples, Index batch) {
 }
 
 double drift(const Populations& populations, const Populations& reference) {
-  double sum = 0;
-  int channels = 0;
+  double squares = 0;
+  std::int64_t channels = 0;
   for (std::size_t layer = 0; layer < reference.size(); ++layer) {
-    const Moments q(populations.at(layer));
-    const Moments full(reference[layer]);
-    for (std::size_t c = 0; c < full.mean.size(); ++c) {
-      if (full.variance[c] == 0) continue;
-      const double distance = q.mean[c] - full.mean[c];
-      sum += distance * distance / full.variance[c];
-      ++channels;
-    }
+    const popnorm_drift here = populations.at(layer).drift_from(reference[layer]);
+    squares += here.mean_rms * here.mean_rms * static_cast<double>(here.channels);
+    channels += here.channels;
   }
-  return channels > 0 ? std::sqrt(sum / channels) : 0.0;
+  return channels > 0 ? std::sqrt(squares / static_cast<double>(channels)) : 0.0;
 }
 
 }  // namespace digits
