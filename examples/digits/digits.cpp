@@ -99,6 +99,11 @@ void select(const Digits& from, std::span<const Index> indices, Digits& out) {
   }
 }
 
+void light(Digits& samples, Index first, Index count, float contrast, float brightness) {
+  auto pixels = samples.images.matrix().middleRows(first * kPixels, count * kPixels).array();
+  pixels = brightness + contrast * (pixels - kGrey);
+}
+
 Split split(const Digits& all, Index train, std::uint64_t seed) {
   if (train < 1 || train >= all.size()) {
     throw std::runtime_error(std::to_string(all.size()) + " samples cannot be split into " + std::to_string(train) +

@@ -29,6 +29,11 @@ Digits load(const std::filesystem::path& file);
 // The samples at `indices`, in that order. Memory of `out` is used again.
 void select(const Digits& from, std::span<const Index> indices, Digits& out);
 
+// Changes the light on `count` samples from `first` on: pixel = brightness + contrast * (pixel - 1/2). A negative contrast
+// inverts them.
+inline constexpr float kGrey = 0.5F;
+void light(Digits& samples, Index first, Index count, float contrast, float brightness = kGrey);
+
 struct Split {
   Digits train;
   Digits validation;

@@ -3,32 +3,35 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <mutex>
+#include <stdexcept>
 #include <thread>
-#include <vector>
 
 namespace digits {
 
-void run_jobs(int count, int threads, const std::function<void(int)>& job) {
-  std::atomic<int> next = 0;
+void run_jobs(std::vector<Job> jobs, int threads, const std::function<void(const Job&)>& done) {
+  std::stable_sort(jobs.begin(), jobs.end(), [](const Job& a, const Job& b) { return a.work > b.work; });
+  std::atomic<std::size_t> next = 0;
+  std::mutex lock;  // of `done` and `failure`
+  std::string failure;
   std::atomic<bool> failed = false;
-  std::vector<std::exception_ptr> failures(static_cast<std::size_t>(count));
   const auto work = [&] {
-    for (int i = next++; i < count && !failed; i = next++) {
+    for (std::size_t i = next++; i < jobs.size() && !failed; i = next++) {
       try {
-        job(i);
-      } catch (...) {
-        failures[static_cast<std::size_t>(i)] = std::current_exception();
-        failed = true;
+        jobs[i].run();
+        const std::lock_guard locked(lock);
+        done(jobs[i]);
+      } catch (const std::exception& error) {
+        const std::lock_guard locked(lock);
+        if (!failed.exchange(true)) failure = jobs[i].name + ": " + error.what();
       }
     }
   };
   {
     std::vector<std::jthread> pool;
-    for (int t = 0; t < std::min(threads, count); ++t) pool.emplace_back(work);
+    for (int t = 0; t < threads; ++t) pool.emplace_back(work);
   }
-  for (const std::exception_ptr& failure : failures) {
-    if (failure) std::rethrow_exception(failure);
-  }
+  if (failed) throw std::runtime_error(failure);
 }
 
 }  // namespace digits

@@ -2,11 +2,15 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <boost/timer/progress_display.hpp>
 #include <chrono>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
+#include <iterator>
+#include <memory>
 #include <popnorm/popnorm.hpp>
 #include <stdexcept>
 #include <string>
@@ -26,16 +30,23 @@ constexpr int kError = 2;
 
 struct NamedFinding {
   const char* name;
-  digits::Finding (*find)(const digits::Setting&);
+  std::unique_ptr<digits::Finding> (*make)(const digits::Setting&);
 };
 
 constexpr NamedFinding kFindings[] = {
     {"ema_vs_precise", digits::ema_vs_precise},
 };
 
+std::vector<std::string> names() {
+  std::vector<std::string> all;
+  for (const NamedFinding& finding : kFindings) all.emplace_back(finding.name);
+  return all;
+}
+
 struct Arguments {
   std::filesystem::path digits;
   std::filesystem::path report;
+  std::vector<std::string> findings = names();
   std::vector<std::uint64_t> seeds{1, 2, 3};
   int jobs = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   bool quick = false;
@@ -55,7 +66,7 @@ json judge(const std::vector<digits::Claim>& claims, bool& hold) {
   json report = json::array();
   for (const digits::Claim& claim : claims) {
     const char* relation = claim.at_least ? ">=" : "<=";
-    std::printf("  %-5s %-56s %8.3g  (%s %g)\n", claim.holds() ? "holds" : "FAILS", claim.text.c_str(), claim.value,
+    std::printf("  %-5s %-60s %8.3g  (%s %g)\n", claim.holds() ? "holds" : "FAILS", claim.text.c_str(), claim.value,
                 relation, claim.bound);
     report.push_back({{"claim", claim.text},
                       {"value", claim.value},
@@ -75,25 +86,39 @@ void write(const std::filesystem::path& file, const json& report) {
   if (!out) throw std::runtime_error(file.string() + ": cannot be written");
 }
 
-void complain(const std::string& what) {
-  std::fflush(stdout);
-  std::fprintf(stderr, "digits: %s\n", what.c_str());
+// All trainings of all findings in one pool, so that every thread has work until the end.
+void train(const std::vector<digits::Job>& jobs, int threads) {
+  std::int64_t work = 0;
+  for (const digits::Job& job : jobs) work += job.work;
+  boost::timer::progress_display progress(static_cast<unsigned long>(work), std::cerr);
+  digits::run_jobs(jobs, threads, [&](const digits::Job& job) { progress += static_cast<unsigned long>(job.work); });
 }
 
 int run(const Arguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
   const digits::Digits all = digits::load(arguments.digits);
-  const digits::Setting setting{all, arguments.seeds, arguments.jobs, arguments.quick};
+  const digits::Setting setting{all, arguments.seeds, arguments.quick};
+  std::vector<std::pair<const char*, std::unique_ptr<digits::Finding>>> findings;
+  std::vector<digits::Job> jobs;
+  for (const NamedFinding& named : kFindings) {
+    if (std::ranges::find(arguments.findings, named.name) == arguments.findings.end()) continue;
+    const auto& [name, finding] = findings.emplace_back(named.name, named.make(setting));
+    std::ranges::move(finding->jobs(name), std::back_inserter(jobs));
+  }
+  train(jobs, arguments.jobs);
+
   json report = {
       {"popnorm", describe_popnorm()}, {"samples", all.size()}, {"seeds", arguments.seeds}, {"quick", arguments.quick}};
   bool hold = true;
-  for (const NamedFinding& named : kFindings) {
-    digits::Finding finding = named.find(setting);
-    std::printf("\n%s\n", finding.table.c_str());
-    if (setting.quick) std::puts("  A quick run claims nothing.");
-    finding.report["claims"] = judge(finding.claims, hold);
-    report[named.name] = std::move(finding.report);
+  if (arguments.seeds.size() > 1) {
+    std::printf("\nFigures are means ± standard deviations over %zu seeds.\n", arguments.seeds.size());
   }
+  for (const auto& [name, finding] : findings) {
+    std::printf("\n%s: %s\n", name, finding->table().draw().c_str());
+    report[name] = finding->report();
+    report[name]["claims"] = setting.quick ? json::array() : judge(finding->claims(), hold);
+  }
+  if (setting.quick) std::puts("A quick run claims nothing.");
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
   report["seconds"] = taken.count();
   write(arguments.report, report);
@@ -108,6 +133,10 @@ int main(int argc, char** argv) {
       "Trains small networks on handwritten digits with popnorm and reports what their batch statistics show.");
   app.add_option("digits", arguments.digits, "digits.csv.gz: rows of 64 pixels 0..16 and a label")->required();
   app.add_option("--report", arguments.report, "the report to write (JSON)")->required();
+  app.add_option("--finding", arguments.findings, "which to find, may be repeated")
+      ->check(CLI::IsMember(names()))
+      ->allow_extra_args(false)
+      ->default_str("all");
   app.add_option("--seeds", arguments.seeds, "one run per seed and setting")->capture_default_str();
   app.add_option("--jobs", arguments.jobs, "runs at a time; results do not depend on it")
       ->check(CLI::Range(1, 1024))
@@ -116,10 +145,9 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   try {
     return run(arguments);
-  } catch (const popnorm::error& error) {
-    complain(std::string("popnorm refused a call: ") + error.what());
   } catch (const std::exception& error) {
-    complain(error.what());
+    std::fflush(stdout);
+    std::fprintf(stderr, "digits: %s\n", error.what());
+    return kError;
   }
-  return kError;
 }

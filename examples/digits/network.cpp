@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "digits.hpp"
@@ -19,20 +21,9 @@ Matrix initial_weight(Index inputs, Index outputs, Random& random) {
   return Matrix::NullaryExpr(inputs, outputs, [&] { return value(random); });
 }
 
-// The layers are so small that handing them to threads would cost more than it gives.
-popnorm_executor inline_executor() {
-  popnorm_executor executor = POPNORM_EXECUTOR_INIT;
-  executor.parallel_for = [](void*, std::int64_t count, void (*task)(void*, std::int64_t), void* argument) {
-    for (std::int64_t i = 0; i < count; ++i) task(argument, i);
-  };
-  return executor;
-}
-
-popnorm::plan make_plan(const popnorm_problem& problem) {
-  const popnorm_executor executor = inline_executor();
-  popnorm_options options = POPNORM_OPTIONS_INIT;
-  options.executor = &executor;
-  return {problem, options};
+popnorm_batch labels(const Batch& batch) {
+  const auto ids = [](const Map& map) { return map.ids.empty() ? nullptr : map.ids.data(); };
+  return {ids(batch.norm_group), ids(batch.population_slot), ids(batch.affine_slot), nullptr};
 }
 
 // Calls visit(patch, pixels, floats) for every kernel row of every patch of one sample: where in the patch the row
@@ -57,6 +48,16 @@ void for_each_kernel_row(Shape in, Shape out, Index stride, Visit visit) {
 }
 
 }  // namespace
+
+popnorm::plan make_plan(const popnorm_problem& problem) {
+  popnorm_executor executor = POPNORM_EXECUTOR_INIT;
+  executor.parallel_for = [](void*, std::int64_t count, void (*task)(void*, std::int64_t), void* argument) {
+    for (std::int64_t i = 0; i < count; ++i) task(argument, i);
+  };
+  popnorm_options options = POPNORM_OPTIONS_INIT;
+  options.executor = &executor;
+  return {problem, options};
+}
 
 Convolution::Convolution(Shape in, Index channels, Index stride, Random& random)
     : in_(in), out_{(in.height - 1) / stride + 1, (in.width - 1) / stride + 1, channels}, stride_(stride) {
@@ -122,22 +123,42 @@ void Convolution::backward(const Tensor& x, const Tensor& dy, Tensor* dx) {
 BatchNorm::Prepared::Prepared(const popnorm_problem& problem)
     : plan(make_plan(problem)), workspace(plan.make_workspace()), reserve(plan.make_reserve()) {}
 
-BatchNorm::BatchNorm(Shape shape) : shape_(shape) {
-  scale_.value.setOnes(1, shape.channels);
-  shift_.value.setZero(1, shape.channels);
-  scale_.gradient.setZero(1, shape.channels);
-  shift_.gradient.setZero(1, shape.channels);
+BatchNorm::BatchNorm(Shape shape, Index affine_slots) : shape_(shape) {
+  scale_.value.setOnes(affine_slots, shape.channels);
+  shift_.value.setZero(affine_slots, shape.channels);
+  scale_.gradient.setZero(affine_slots, shape.channels);
+  shift_.gradient.setZero(affine_slots, shape.channels);
 }
 
-void BatchNorm::forward(const Tensor& x, Tensor& y, const Statistics& statistics, std::size_t layer) {
-  const Index samples = x.rows() / shape_.positions();
-  const popnorm_problem problem = popnorm::problem_nhwc(samples, shape_.channels, shape_.positions());
-  last_ = &prepared_.try_emplace(samples, problem).first->second;
+BatchNorm::Prepared& BatchNorm::prepare(Index samples, const Batch& batch) {
+  popnorm_problem problem = popnorm::problem_nhwc(samples, shape_.channels, shape_.positions());
+  problem.norm_group = batch.norm_group.form;
+  problem.population_slot = batch.population_slot.form;
+  problem.affine_slot = batch.affine_slot.form;
+  const Key key{samples,
+                problem.norm_group.kind,
+                problem.norm_group.k,
+                problem.population_slot.kind,
+                problem.population_slot.k,
+                problem.affine_slot.kind,
+                problem.affine_slot.k};
+  Prepared& prepared = prepared_.try_emplace(key, problem).first->second;
+  if (prepared.plan.info().affine_slots != scale_.value.rows()) {
+    throw std::logic_error("the batch has " + std::to_string(prepared.plan.info().affine_slots) +
+                           " affine slots, the network " + std::to_string(scale_.value.rows()));
+  }
+  return prepared;
+}
+
+void BatchNorm::forward(const Tensor& x, Tensor& y, const Batch& batch, const Statistics& statistics,
+                        std::size_t layer) {
+  last_ = &prepare(x.rows() / shape_.positions(), batch);
   y.resize(x.rows(), x.cols());
 
   popnorm_forward_args args = popnorm::forward_args(last_->workspace, last_->reserve);
   args.x = x.data();
   args.y = y.data();
+  args.batch = labels(batch);
   args.scale = scale_.value.data();
   args.shift = shift_.value.data();
   if (statistics.given != nullptr) {
@@ -156,36 +177,37 @@ void BatchNorm::forward(const Tensor& x, Tensor& y, const Statistics& statistics
   last_->plan.forward(args);
 }
 
-void BatchNorm::backward(const Tensor& x, Tensor& dy) {
+void BatchNorm::backward(const Tensor& x, Tensor& dy, const Batch& batch) {
   popnorm_backward_args args = popnorm::backward_args(last_->workspace, last_->reserve);
   args.x = x.data();
   args.dy = dy.data();
   args.dx = dy.data();
+  args.batch = labels(batch);
   args.dscale = scale_.gradient.data();
   args.dshift = shift_.gradient.data();
   last_->plan.backward(args);
 }
 
-ConvNet::ConvNet(Random& random) {
+ConvNet::ConvNet(Random& random, Index affine_slots) {
   struct Width {
     Index channels;
     Index stride;
   };
   Shape shape{kSide, kSide, 1};
   for (const Width width : {Width{16, 1}, Width{16, 1}, Width{32, 2}, Width{32, 1}, Width{32, 2}}) {
-    layers_.emplace_back(shape, width.channels, width.stride, random);
+    layers_.emplace_back(shape, width.channels, width.stride, affine_slots, random);
     shape = layers_.back().convolution.out();
   }
   weight_.value = initial_weight(shape.channels, kClasses, random);
   bias_.value.setZero(1, kClasses);
 }
 
-const Tensor& ConvNet::forward(const Tensor& images, const Statistics& statistics) {
+const Tensor& ConvNet::forward(const Tensor& images, const Batch& batch, const Statistics& statistics) {
   const Tensor* x = &images;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     Layer& layer = layers_[i];
     layer.convolution.forward(*x, layer.convolved);
-    layer.norm.forward(layer.convolved, layer.activated, statistics, i);
+    layer.norm.forward(layer.convolved, layer.activated, batch, statistics, i);
     layer.activated.matrix() = layer.activated.matrix().cwiseMax(0.0F);
     x = &layer.activated;
   }
@@ -200,7 +222,7 @@ const Tensor& ConvNet::forward(const Tensor& images, const Statistics& statistic
   return logits_;
 }
 
-void ConvNet::backward(const Tensor& images, const Tensor& dlogits) {
+void ConvNet::backward(const Tensor& images, const Batch& batch, const Tensor& dlogits) {
   weight_.gradient.noalias() = pooled_.matrix().transpose() * dlogits.matrix();
   bias_.gradient = dlogits.matrix().colwise().sum();
 
@@ -214,7 +236,7 @@ void ConvNet::backward(const Tensor& images, const Tensor& dlogits) {
   for (std::size_t i = layers_.size(); i-- > 0;) {
     Layer& layer = layers_[i];
     gradient_.matrix().array() *= (layer.activated.matrix().array() > 0.0F).cast<float>();
-    layer.norm.backward(layer.convolved, gradient_);
+    layer.norm.backward(layer.convolved, gradient_, batch);
     const bool lowest = i == 0;
     const Tensor& x = lowest ? images : layers_[i - 1].activated;
     layer.convolution.backward(x, gradient_, lowest ? nullptr : &gradient_below_);
@@ -231,9 +253,9 @@ std::vector<Parameter*> ConvNet::parameters() {
   return all;
 }
 
-Populations ConvNet::make_populations() const {
+Populations ConvNet::make_populations(Index slots) const {
   Populations all;
-  for (const Layer& layer : layers_) all.emplace_back(1, layer.norm.channels());
+  for (const Layer& layer : layers_) all.emplace_back(slots, layer.norm.channels());
   return all;
 }
 

@@ -3,17 +3,21 @@
 #ifndef DIGITS_NETWORK_HPP
 #define DIGITS_NETWORK_HPP
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <popnorm/popnorm.hpp>
-#include <random>
 #include <vector>
 
+#include "batch.hpp"
+#include "random.hpp"
 #include "tensor.hpp"
 
 namespace digits {
 
-using Random = std::mt19937_64;
+// Plans for calls that run in the thread that makes them: trainings go side by side, and their layers are so small that
+// sharing one out among threads would cost more than it gives.
+popnorm::plan make_plan(const popnorm_problem& problem);
 
 struct Parameter {
   Matrix value;
@@ -32,10 +36,11 @@ struct Shape {
 // One population per BN layer, in the order of the layers.
 using Populations = std::vector<popnorm::population>;
 
-// What the BN layers of one forward pass are normalized by, and what they feed.
+// What the BN layers of one forward pass are normalized by, and what they feed. By default they are normalized by the
+// statistics of the batch and feed nothing.
 struct Statistics {
-  const Populations* given = nullptr;  // null: those of the batch
-  Populations* fed = nullptr;          // null: none; only with the batch's statistics
+  const Populations* given = nullptr;
+  Populations* fed = nullptr;  // only with the batch's statistics
   popnorm_feed feed = POPNORM_FEED_MERGE;
   double momentum = 0.1;  // POPNORM_FEED_EMA only
 };
@@ -64,18 +69,18 @@ class Convolution {
   Tensor patches_;
 };
 
-// Batch normalization by popnorm, with a plan for every batch size it meets.
+// Batch normalization by popnorm, with a plan for every batch size and every form of the batch's maps that it meets.
 class BatchNorm {
  public:
-  explicit BatchNorm(Shape shape);
+  BatchNorm(Shape shape, Index affine_slots);
 
   [[nodiscard]] Index channels() const { return shape_.channels; }
   [[nodiscard]] Parameter& scale() { return scale_; }
   [[nodiscard]] Parameter& shift() { return shift_; }
   // `layer` is this layer's place in `statistics`.
-  void forward(const Tensor& x, Tensor& y, const Statistics& statistics, std::size_t layer);
-  // For the x of the last forward; fills the gradients of scale and shift, and turns dy into dx.
-  void backward(const Tensor& x, Tensor& dy);
+  void forward(const Tensor& x, Tensor& y, const Batch& batch, const Statistics& statistics, std::size_t layer);
+  // For the x and batch of the last forward; fills the gradients of scale and shift, and turns dy into dx.
+  void backward(const Tensor& x, Tensor& dy, const Batch& batch);
 
  private:
   struct Prepared {
@@ -84,31 +89,36 @@ class BatchNorm {
     popnorm::buffer workspace;
     popnorm::buffer reserve;
   };
+  using Key = std::array<std::int64_t, 7>;  // samples, kind and k of the three maps
+
+  Prepared& prepare(Index samples, const Batch& batch);
 
   Shape shape_;
-  Parameter scale_;
+  Parameter scale_;  // [affine_slots][channels]
   Parameter shift_;
-  std::map<Index, Prepared> prepared_;  // by batch size
+  std::map<Key, Prepared> prepared_;
   Prepared* last_ = nullptr;
 };
 
 class ConvNet {
  public:
-  explicit ConvNet(Random& random);
+  explicit ConvNet(Random& random, Index affine_slots = 1);
 
   // Logits [samples][classes], valid until the next forward.
-  const Tensor& forward(const Tensor& images, const Statistics& statistics);
-  // For the images of the last forward; dlogits is the loss's gradient by the logits.
-  void backward(const Tensor& images, const Tensor& dlogits);
+  const Tensor& forward(const Tensor& images, const Batch& batch, const Statistics& statistics);
+  // For the images and batch of the last forward; dlogits is the loss's gradient by the logits.
+  void backward(const Tensor& images, const Batch& batch, const Tensor& dlogits);
 
   [[nodiscard]] std::vector<Parameter*> parameters();
   // Empty populations, one for each BN layer.
-  [[nodiscard]] Populations make_populations() const;
+  [[nodiscard]] Populations make_populations(Index slots) const;
+  // What the lowest BN layer normalized in the last forward. It depends on no statistics.
+  [[nodiscard]] const Tensor& lowest_features() const { return layers_.front().convolved; }
 
  private:
   struct Layer {
-    Layer(Shape in, Index channels, Index stride, Random& random)
-        : convolution(in, channels, stride, random), norm(convolution.out()) {}
+    Layer(Shape in, Index channels, Index stride, Index affine_slots, Random& random)
+        : convolution(in, channels, stride, random), norm(convolution.out(), affine_slots) {}
     Convolution convolution;
     BatchNorm norm;
     Tensor convolved;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <span>
 #include <stdexcept>
@@ -10,6 +11,8 @@
 
 namespace digits {
 namespace {
+
+using nlohmann::json;
 
 // Mean softmax cross entropy, and its gradient by the logits.
 double cross_entropy(const Tensor& logits, const std::vector<int>& labels, Tensor& dlogits) {
@@ -31,12 +34,28 @@ double cross_entropy(const Tensor& logits, const std::vector<int>& labels, Tenso
 
 }  // namespace
 
-Trainer::Trainer(Recipe recipe, const Digits& train, std::uint64_t seed)
+json to_json(const Recipe& r) {
+  return {{"samples", r.samples},
+          {"batch", r.batch},
+          {"rate", r.rate},
+          {"epochs", r.epochs},
+          {"warmup", r.warmup},
+          {"decays", r.decays},
+          {"momentum", r.momentum},
+          {"weight_decay", r.weight_decay},
+          {"ema_momentum", r.ema_momentum}};
+}
+
+Batch whole(const Digits& /*samples*/, Random& /*random*/) { return {}; }
+
+Trainer::Trainer(Recipe recipe, const Digits& train, std::uint64_t seed, Compose compose, Index affine_slots)
     : recipe_(std::move(recipe)),
       train_(train),
+      compose_(std::move(compose)),
       random_(seed),
-      network_(random_),
-      ema_(network_.make_populations()),
+      network_(random_, affine_slots),
+      ema_(network_.make_populations(1)),
+      statistics_{.fed = &ema_, .feed = POPNORM_FEED_EMA, .momentum = recipe_.ema_momentum},
       order_(train.labels.size()) {
   for (const Parameter* parameter : network_.parameters()) {
     velocity_.emplace_back(Matrix::Zero(parameter->value.rows(), parameter->value.cols()));
@@ -53,17 +72,11 @@ double Trainer::rate_at(double epoch) const {
   return rate;
 }
 
-double Trainer::step(const Digits& batch, double rate) {
-  Statistics statistics;
-  statistics.fed = &ema_;
-  statistics.feed = POPNORM_FEED_EMA;
-  statistics.momentum = recipe_.ema_momentum;
-  const double loss = cross_entropy(network_.forward(batch.images, statistics), batch.labels, dlogits_);
-  if (!std::isfinite(loss)) {
-    throw std::runtime_error("training at batch " + std::to_string(recipe_.batch) + " diverged in epoch " +
-                             std::to_string(epochs_done_ + 1));
-  }
-  network_.backward(batch.images, dlogits_);
+double Trainer::step(double rate) {
+  const Batch batch = compose_(step_, random_);
+  const double loss = cross_entropy(network_.forward(step_.images, batch, statistics_), step_.labels, dlogits_);
+  if (!std::isfinite(loss)) throw std::runtime_error("diverged in epoch " + std::to_string(epochs_done_ + 1));
+  network_.backward(step_.images, batch, dlogits_);
   const std::vector<Parameter*> parameters = network_.parameters();
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     Matrix& value = parameters[i]->value;
@@ -81,38 +94,37 @@ double Trainer::epoch() {
   double loss = 0;
   for (Index first = 0; first < size; first += recipe_.batch) {
     const Index count = std::min(recipe_.batch, size - first);
-    select(train_, std::span(order_).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count)), batch_);
+    select(train_, std::span(order_).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count)), step_);
     const double progress = static_cast<double>(first + count) / static_cast<double>(size);
-    loss += step(batch_, rate_at(epochs_done_ + progress)) * static_cast<double>(count);
+    loss += step(rate_at(epochs_done_ + progress)) * static_cast<double>(count);
   }
   ++epochs_done_;
   return loss / static_cast<double>(size);
 }
 
-double error(ConvNet& network, const Digits& samples, const Populations& given) {
-  Statistics statistics;
-  statistics.given = &given;
-  const Tensor& logits = network.forward(samples.images, statistics);
+void Trainer::train_to(int epochs) {
+  while (epochs_done_ < epochs) epoch();
+}
+
+void Trainer::freeze(const Populations& given, double rate_factor) {
+  statistics_ = {.given = &given};
+  recipe_.rate *= rate_factor;
+}
+
+double error_percent(ConvNet& network, const Digits& samples, const Batch& batch, const Statistics& statistics) {
+  const Tensor& logits = network.forward(samples.images, batch, statistics);
   Index wrong = 0;
   for (Index n = 0; n < logits.rows(); ++n) {
     Index answer = 0;
     logits.matrix().row(n).maxCoeff(&answer);
     if (answer != samples.labels[static_cast<std::size_t>(n)]) ++wrong;
   }
-  return static_cast<double>(wrong) / static_cast<double>(samples.size());
+  return 100 * static_cast<double>(wrong) / static_cast<double>(samples.size());
 }
 
-Populations collect(ConvNet& network, const Digits& samples, Index batch) {
-  Populations collected = network.make_populations();
-  Statistics statistics;
-  statistics.fed = &collected;
-  Tensor images;
-  for (Index first = 0; first < samples.size(); first += batch) {
-    const Index count = std::min(batch, samples.size() - first);
-    images.resize(count * kPixels, 1);
-    std::copy_n(samples.images.row(first * kPixels), count * kPixels, images.data());
-    network.forward(images, statistics);
-  }
+Populations collect(ConvNet& network, const Digits& samples, const Batch& batch, Index slots) {
+  Populations collected = network.make_populations(slots);
+  network.forward(samples.images, batch, {.fed = &collected});
   return collected;
 }
 
