@@ -35,6 +35,7 @@ struct NamedFinding {
 
 constexpr NamedFinding kFindings[] = {
     {"ema_vs_precise", digits::ema_vs_precise},
+    {"nbs", digits::nbs},
 };
 
 std::vector<std::string> names() {
