@@ -72,6 +72,7 @@ class Finding {
 // The findings of Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm". Each file begins with what it finds.
 std::unique_ptr<Finding> ema_vs_precise(const Setting& setting);
 std::unique_ptr<Finding> nbs(const Setting& setting);
+std::unique_ptr<Finding> scenes(const Setting& setting);
 
 }  // namespace digits
 

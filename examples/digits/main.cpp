@@ -36,6 +36,7 @@ struct NamedFinding {
 constexpr NamedFinding kFindings[] = {
     {"ema_vs_precise", digits::ema_vs_precise},
     {"nbs", digits::nbs},
+    {"scenes", digits::scenes},
 };
 
 std::vector<std::string> names() {
