@@ -73,6 +73,7 @@ class Finding {
 std::unique_ptr<Finding> ema_vs_precise(const Setting& setting);
 std::unique_ptr<Finding> nbs(const Setting& setting);
 std::unique_ptr<Finding> scenes(const Setting& setting);
+std::unique_ptr<Finding> leakage(const Setting& setting);
 
 }  // namespace digits
 

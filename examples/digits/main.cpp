@@ -37,6 +37,7 @@ constexpr NamedFinding kFindings[] = {
     {"ema_vs_precise", digits::ema_vs_precise},
     {"nbs", digits::nbs},
     {"scenes", digits::scenes},
+    {"leakage", digits::leakage},
 };
 
 std::vector<std::string> names() {
