@@ -74,6 +74,7 @@ std::unique_ptr<Finding> ema_vs_precise(const Setting& setting);
 std::unique_ptr<Finding> nbs(const Setting& setting);
 std::unique_ptr<Finding> scenes(const Setting& setting);
 std::unique_ptr<Finding> leakage(const Setting& setting);
+std::unique_ptr<Finding> domain_shift(const Setting& setting);
 
 }  // namespace digits
 

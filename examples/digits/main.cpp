@@ -38,6 +38,7 @@ constexpr NamedFinding kFindings[] = {
     {"nbs", digits::nbs},
     {"scenes", digits::scenes},
     {"leakage", digits::leakage},
+    {"domain_shift", digits::domain_shift},
 };
 
 std::vector<std::string> names() {
