@@ -39,6 +39,7 @@ constexpr NamedFinding kFindings[] = {
     {"scenes", digits::scenes},
     {"leakage", digits::leakage},
     {"domain_shift", digits::domain_shift},
+    {"domain_specific", digits::domain_specific},
 };
 
 std::vector<std::string> names() {
