@@ -76,6 +76,7 @@ std::unique_ptr<Finding> scenes(const Setting& setting);
 std::unique_ptr<Finding> leakage(const Setting& setting);
 std::unique_ptr<Finding> domain_shift(const Setting& setting);
 std::unique_ptr<Finding> domain_specific(const Setting& setting);
+std::unique_ptr<Finding> estimators(const Setting& setting);
 
 }  // namespace digits
 

@@ -40,6 +40,7 @@ constexpr NamedFinding kFindings[] = {
     {"leakage", digits::leakage},
     {"domain_shift", digits::domain_shift},
     {"domain_specific", digits::domain_specific},
+    {"estimators", digits::estimators},
 };
 
 std::vector<std::string> names() {
