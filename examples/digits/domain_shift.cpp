@@ -10,7 +10,8 @@ namespace digits {
 namespace {
 
 constexpr Index kTrain = 1200;
-constexpr Index kUnlabelled = 300;  // images of the target domain whose statistics are taken; the others are evaluated
+constexpr Index kTargetImages =
+    300;  // unlabelled; their statistics are taken, the other validation images are evaluated
 
 constexpr float kLowContrast = 0.25F;
 constexpr float kNoise = 0.25F;  // standard deviation
@@ -77,7 +78,7 @@ class DomainShift final : public Finding {
       : Finding(setting, recipes(setting.quick),
                 Table("A network trained on clean images, on images of other domains, error in %.\n"
                       "Statistics: of the training set, and of " +
-                          std::to_string(kUnlabelled) + " unlabelled images of the domain.",
+                          std::to_string(kTargetImages) + " unlabelled images of the domain.",
                       rows(),
                       {{"training_statistics_error_percent", "of the training set"},
                        {"target_statistics_error_percent", "of the domain"}},
@@ -100,7 +101,7 @@ class DomainShift final : public Finding {
     ConvNet& network = trainer.network();
     const Populations trained = collect(network, train, {});
     Random random(setting_.seeds[seed]);
-    const auto [clean_unlabelled, clean] = split(validation, kUnlabelled, setting_.seeds[seed]);
+    const auto [clean_unlabelled, clean] = split(validation, kTargetImages, setting_.seeds[seed]);
     for (std::size_t i = 0; i < std::size(kDomains); ++i) {
       Digits unlabelled = clean_unlabelled;
       Digits evaluated = clean;
@@ -115,6 +116,8 @@ class DomainShift final : public Finding {
     }
     table_.at(kCleanAsContrast, kTrained, seed) = table_.at(kClean, kTrained, seed);
   }
+
+  void add_details(nlohmann::json& report) const override { report["target_images"] = kTargetImages; }
 };
 
 }  // namespace

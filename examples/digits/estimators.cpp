@@ -167,7 +167,7 @@ class Estimators final : public Finding {
   explicit Estimators(const Setting& setting)
       : Finding(setting, recipes(setting.quick),
                 Table("Variance of a population from its batches, relative error.\n"
-                      "Activations: what the first BN layer of a trained network normalizes, " +
+                      "Activations: what the last BN layer of a trained network normalizes, " +
                           std::to_string(kTrain) + " images, in batches of " + std::to_string(kImagesWhereMeansGrow) +
                           " where means grow.\nNormal: " + std::to_string(kNormalBatches) + " batches of " +
                           std::to_string(kNormalBatch) + " normal values.",
@@ -184,9 +184,11 @@ class Estimators final : public Finding {
     Trainer trainer(recipe, train, setting_.seeds[seed]);
     trainer.train();
     trainer.network().forward(train.images, {}, {});
-    const Tensor& lowest = trainer.network().lowest_features();
-    const Features activations{
-        kTrain, lowest.cols(), lowest.rows() / kTrain, {lowest.data(), lowest.data() + lowest.rows() * lowest.cols()}};
+    const Tensor& highest = trainer.network().highest_features();
+    const Features activations{kTrain,
+                               highest.cols(),
+                               highest.rows() / kTrain,
+                               {highest.data(), highest.data() + highest.rows() * highest.cols()}};
 
     std::size_t row = 0;
     const auto fill = [&](const Features& x, Index batch) {

@@ -8,7 +8,7 @@ namespace {
 
 constexpr Index kTrain = 1200;
 constexpr Index kBatch = 64;
-constexpr Index kSizes[] = {2, 4, 8, 16, 64};  // NBS; a training and a row each
+constexpr Index kSizes[] = {2, 4, 8, 16, 32, 64};  // NBS; a training and a row each
 
 enum : std::size_t { kTrainMiniBatch, kMiniBatch, kPopulation };
 

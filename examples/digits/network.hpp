@@ -112,8 +112,8 @@ class ConvNet {
   [[nodiscard]] std::vector<Parameter*> parameters();
   // Empty populations, one for each BN layer.
   [[nodiscard]] Populations make_populations(Index slots) const;
-  // What the lowest BN layer normalized in the last forward. It depends on no statistics.
-  [[nodiscard]] const Tensor& lowest_features() const { return layers_.front().convolved; }
+  // What the highest BN layer normalized in the last forward.
+  [[nodiscard]] const Tensor& highest_features() const { return layers_.back().convolved; }
 
  private:
   struct Layer {

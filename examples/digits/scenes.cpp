@@ -112,6 +112,7 @@ class Scenes final : public Finding {
   }
 
   void add_details(json& report) const override {
+    report["images_in_a_scene"] = kScene;
     report["frozen"] = {{"from_epoch", frozen_from(recipes_[kFrozen])}, {"rate_factor", kFrozenRateFactor}};
   }
 };
