@@ -39,6 +39,7 @@ Batch one_scene(const Digits& /*samples*/, Random& /*random*/) { return {neighbo
 Batch two_scenes(const Digits& /*samples*/, Random& /*random*/) { return {neighbours(2 * kScene)}; }
 Batch unrelated(const Digits& samples, Random& random) { return {shuffled(samples.size(), kScene, random)}; }
 
+// One group is what SyncBN computes over workers of a scene each.
 enum : std::size_t { kOneScene, kTwoScenes, kShuffled, kOneGroup, kFrozen };
 constexpr Variant kVariants[] = {
     {"one_scene", "groups of one scene", one_scene},   {"two_scenes", "groups of two scenes", two_scenes},
