@@ -70,6 +70,7 @@ json describe_popnorm() {
 // Prints the claims and returns them for the report; `hold` becomes false if one fails.
 json judge(const std::vector<digits::Claim>& claims, bool& hold) {
   json report = json::array();
+  if (!claims.empty()) std::puts("");
   for (const digits::Claim& claim : claims) {
     const char* relation = claim.at_least ? ">=" : "<=";
     std::printf("  %-5s %-60s %8.3g  (%s %g)\n", claim.holds() ? "holds" : "FAILS", claim.text.c_str(), claim.value,
@@ -83,6 +84,8 @@ json judge(const std::vector<digits::Claim>& claims, bool& hold) {
   }
   return report;
 }
+
+const char* verdict(bool hold) { return hold ? "\nAll claims hold." : "\nNot all claims hold."; }
 
 void write(const std::filesystem::path& file, const json& report) {
   if (file.has_parent_path()) std::filesystem::create_directories(file.parent_path());
@@ -120,11 +123,11 @@ int run(const Arguments& arguments) {
     std::printf("\nFigures are means ± standard deviations over %zu seeds.\n", arguments.seeds.size());
   }
   for (const auto& [name, finding] : findings) {
-    std::printf("\n%s: %s\n", name, finding->table().draw().c_str());
+    std::printf("\n%s: %s", name, finding->table().draw().c_str());
     report[name] = finding->report();
     report[name]["claims"] = setting.quick ? json::array() : judge(finding->claims(), hold);
   }
-  if (setting.quick) std::puts("A quick run claims nothing.");
+  std::puts(setting.quick ? "\nA quick run claims nothing." : verdict(hold));
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
   report["seconds"] = taken.count();
   write(arguments.report, report);
