@@ -43,6 +43,8 @@ constexpr NamedFinding kFindings[] = {
     {"estimators", digits::estimators},
 };
 
+using Chosen = std::pair<const char*, std::unique_ptr<digits::Finding>>;  // its name, and it
+
 std::vector<std::string> names() {
   std::vector<std::string> all;
   for (const NamedFinding& finding : kFindings) all.emplace_back(finding.name);
@@ -85,8 +87,6 @@ json judge(const std::vector<digits::Claim>& claims, bool& hold) {
   return report;
 }
 
-const char* verdict(bool hold) { return hold ? "\nAll claims hold." : "\nNot all claims hold."; }
-
 void write(const std::filesystem::path& file, const json& report) {
   if (file.has_parent_path()) std::filesystem::create_directories(file.parent_path());
   std::ofstream out(file);
@@ -103,11 +103,27 @@ void train(const std::vector<digits::Job>& jobs, int threads) {
   digits::run_jobs(jobs, threads, [&](const digits::Job& job) { progress += static_cast<unsigned long>(job.work); });
 }
 
+// Prints the tables and claims and adds them to the report. Returns whether all claims hold.
+bool tell(const std::vector<Chosen>& findings, const Arguments& arguments, json& report) {
+  if (arguments.seeds.size() > 1) {
+    std::printf("\nFigures are means ± standard deviations over %zu seeds.\n", arguments.seeds.size());
+  }
+  bool hold = true;
+  for (const auto& [name, finding] : findings) {
+    std::printf("\n%s: %s", name, finding->table().draw().c_str());
+    report[name] = finding->report();
+    report[name]["claims"] = arguments.quick ? json::array() : judge(finding->claims(), hold);
+  }
+  const char* verdict = hold ? "All claims hold." : "Not all claims hold.";
+  std::printf("\n%s\n", arguments.quick ? "A quick run claims nothing." : verdict);
+  return hold;
+}
+
 int run(const Arguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
   const digits::Digits all = digits::load(arguments.digits);
   const digits::Setting setting{all, arguments.seeds, arguments.quick};
-  std::vector<std::pair<const char*, std::unique_ptr<digits::Finding>>> findings;
+  std::vector<Chosen> findings;
   std::vector<digits::Job> jobs;
   for (const NamedFinding& named : kFindings) {
     if (std::ranges::find(arguments.findings, named.name) == arguments.findings.end()) continue;
@@ -118,25 +134,14 @@ int run(const Arguments& arguments) {
 
   json report = {
       {"popnorm", describe_popnorm()}, {"samples", all.size()}, {"seeds", arguments.seeds}, {"quick", arguments.quick}};
-  bool hold = true;
-  if (arguments.seeds.size() > 1) {
-    std::printf("\nFigures are means ± standard deviations over %zu seeds.\n", arguments.seeds.size());
-  }
-  for (const auto& [name, finding] : findings) {
-    std::printf("\n%s: %s", name, finding->table().draw().c_str());
-    report[name] = finding->report();
-    report[name]["claims"] = setting.quick ? json::array() : judge(finding->claims(), hold);
-  }
-  std::puts(setting.quick ? "\nA quick run claims nothing." : verdict(hold));
+  const bool hold = tell(findings, arguments, report);
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
   report["seconds"] = taken.count();
   write(arguments.report, report);
   return hold ? 0 : kClaimFailed;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int parse_and_run(int argc, char** argv) {
   Arguments arguments;
   CLI::App app(
       "Trains small networks on handwritten digits with popnorm and reports what their batch statistics show.");
@@ -152,8 +157,14 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--quick", arguments.quick, "short runs that show how it works; nothing is claimed");
   CLI11_PARSE(app, argc, argv);
+  return run(arguments);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
   try {
-    return run(arguments);
+    return parse_and_run(argc, argv);
   } catch (const std::exception& error) {
     std::fflush(stdout);
     std::fprintf(stderr, "digits: %s\n", error.what());
