@@ -18,19 +18,21 @@ namespace popnorm {
 inline constexpr std::int64_t kRowsTile = 4096;
 inline constexpr std::int64_t kColumnsTile = 512;
 
-// Slots stay below about 3 MiB at 16 bytes per channel: L grows with the problem beyond that.
+// Slots stay below about 3 MiB at 16 bytes per channel and interleaved group: L grows with the problem beyond that.
 inline constexpr std::int64_t kSlotBudget = (std::int64_t{3} << 20) / 16;
 
 // What kernels accept as one slot (cpu/kernel_table.hpp), with room for the excess of a run.
 inline constexpr std::int64_t kLongestTile = std::int64_t{1} << 24;
 
-// L for a problem whose tiles hold samples of up to `interleaved` groups.
+// L for a problem whose tiles hold samples of up to `interleaved` groups: enough of each for its slot to be cheap, yet in the
+// columns form, where a group's samples are picked out of the tile, few enough to stay in the second-level cache.
 inline std::int64_t tile_length(Form form, std::int64_t n, std::int64_t c, std::int64_t s,
                                 std::int64_t interleaved = 1) {
   std::int64_t length = form == Form::rows ? kRowsTile : kColumnsTile;
   const double budget = std::max(static_cast<double>(kSlotBudget) / static_cast<double>(c), 1.0);
-  const double grown = static_cast<double>(n) * static_cast<double>(s) / budget * static_cast<double>(interleaved);
-  while ((static_cast<double>(length) < grown || length < 256 * interleaved) && length < kLongestTile) length *= 2;
+  const double grown = static_cast<double>(n) * static_cast<double>(s) / budget;
+  const std::int64_t each = form == Form::rows ? 256 : std::clamp<std::int64_t>(4096 / c, 64, 256);
+  while ((static_cast<double>(length) < grown || length < each * interleaved) && length < kLongestTile) length *= 2;
   return length;
 }
 

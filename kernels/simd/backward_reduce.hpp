@@ -86,7 +86,9 @@ void backward_reduce_columns(const BackwardReduceArgs& args) {
                                     ahead_in_columns<T>(block, args.x, 4096),
                                     ahead_in_columns<T>(block, args.dy, 4096)};
   // A few channels of four positions are a few neighbouring lines in any order, and scattered samples have no order.
-  if (block.channels <= 2 * kWidth<T> || scattered<T>(block))
+  if (scattered<T>(block))
+    reduce_columns<Gathered>(leaf, block, args.sum_dy, args.sum_dy_d);
+  else if (block.channels <= 2 * kWidth<T>)
     reduce_columns<Together>(leaf, block, args.sum_dy, args.sum_dy_d);
   else
     reduce_columns<InTurn<T>>(leaf, block, args.sum_dy, args.sum_dy_d);

@@ -365,7 +365,7 @@ POPNORM_INLINE void elementwise_mixed(const ElementwiseArgs<Op>& args, PeriodicR
 }
 
 // The same, where every sample is whole vectors.
-template <Stores stores, class Op>
+template <bool streaming, class Op>
 POPNORM_INLINE void elementwise_chosen(const ElementwiseArgs<Op>& args) {
   using T = typename Op::Type;
   const std::int64_t channels = args.block.channels;
@@ -376,9 +376,30 @@ POPNORM_INLINE void elementwise_chosen(const ElementwiseArgs<Op>& args) {
     for (std::int64_t c = 0; c < channels; c += kWidth<T>) {
       Coefficients<Op> here;
       for (int r = 0; r < Op::kRows; ++r) here.row[r] = load(rows[r] + c);
-      run.template vector<stores != Stores::ordinary>(k * channels + c, here);
+      run.template vector<streaming>(k * channels + c, here);
     }
   }
+}
+
+// The same, where every sample is half a vector.
+template <bool streaming, class Op>
+POPNORM_INLINE void elementwise_chosen_pairs(const ElementwiseArgs<Op>& args) {
+  using T = typename Op::Type;
+  const std::int64_t channels = args.block.channels;
+  const std::int64_t pairs = args.block.samples / 2 * 2;
+  const Run<Op> run = args.run(0, 0, args.block.samples * channels);
+  const T* rows[2][Op::kRows];
+  Coefficients<Op> here;
+  for (std::int64_t k = 0; k < pairs; k += 2) {
+    args.rows_of(k, 0, rows[0]);
+    args.rows_of(k + 1, 0, rows[1]);
+    for (int r = 0; r < Op::kRows; ++r) here.row[r] = load_halves(rows[0][r], rows[1][r]);
+    run.template vector<streaming>(k * channels, here);
+  }
+  if (pairs == args.block.samples) return;
+  args.rows_of(pairs, 0, rows[0]);
+  for (int r = 0; r < Op::kRows; ++r) here.row[r] = load_partial(rows[0][r], channels, Batch<T>(T(0)));
+  run.partial(pairs * channels, channels, here);
 }
 
 // Samples of one position that lie end to end, with the same rows, are the positions of one sample.
@@ -403,16 +424,19 @@ void elementwise_columns(const ElementwiseArgs<Op>& given) {
   constexpr std::int64_t bytes = vector * static_cast<std::int64_t>(sizeof(T));
   constexpr std::int64_t longest = PeriodicRows<Op>::kLongest;
   const Block& block = args.block;
-  const bool whole_vectors = block.channels % vector == 0 && args.out.sample % vector == 0 &&
-                             reinterpret_cast<std::uintptr_t>(args.out.first) % bytes == 0;
+  const bool aligned = reinterpret_cast<std::uintptr_t>(args.out.first) % bytes == 0;
+  const bool whole_vectors = block.channels % vector == 0 && args.out.sample % vector == 0 && aligned;
   PeriodicRows<Op> table;
   if (block.positions == 1 && block.index == nullptr && args.choice.row != nullptr &&
       args.samples_end_to_end(block.channels)) {
+    const bool streaming = args.stores != Stores::ordinary;
     if (whole_vectors) {
-      if (args.stores == Stores::ordinary)
-        elementwise_chosen<Stores::ordinary>(args);
-      else
-        elementwise_chosen<Stores::streaming>(args);
+      streaming ? elementwise_chosen<true>(args) : elementwise_chosen<false>(args);
+      args.finish();
+      return;
+    }
+    if (2 * block.channels == vector && aligned) {
+      streaming ? elementwise_chosen_pairs<true>(args) : elementwise_chosen_pairs<false>(args);
       args.finish();
       return;
     }

@@ -76,6 +76,13 @@ POPNORM_INLINE Batch<float> splice(std::int64_t k, Batch<float> p, Batch<float> 
 POPNORM_INLINE Batch<double> splice(std::int64_t k, Batch<double> p, Batch<double> q) {
   return Batch<double>(_mm512_mask_mov_pd(q, static_cast<__mmask8>((1U << k) - 1U), p));
 }
+// Half a batch from each.
+POPNORM_INLINE Batch<float> load_halves(const float* low, const float* high) {
+  return Batch<float>(_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(low)), _mm256_loadu_ps(high), 1));
+}
+POPNORM_INLINE Batch<double> load_halves(const double* low, const double* high) {
+  return Batch<double>(_mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd(low)), _mm256_loadu_pd(high), 1));
+}
 POPNORM_INLINE void stream(float* to, Batch<float> v) { _mm512_stream_ps(to, v); }
 POPNORM_INLINE void stream(double* to, Batch<double> v) { _mm512_stream_pd(to, v); }
 // Adds f32 lanes to twice as many f64 batches.
@@ -126,6 +133,12 @@ POPNORM_INLINE void store_partial(float* to, std::int64_t n, Batch<float> v) {
 POPNORM_INLINE void store_partial(double* to, std::int64_t n, Batch<double> v) {
   _mm256_maskstore_pd(to, mask_of(to, n), v);
 }
+POPNORM_INLINE Batch<float> load_halves(const float* low, const float* high) {
+  return Batch<float>(_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1));
+}
+POPNORM_INLINE Batch<double> load_halves(const double* low, const double* high) {
+  return Batch<double>(_mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(low)), _mm_loadu_pd(high), 1));
+}
 POPNORM_INLINE void stream(float* to, Batch<float> v) { _mm256_stream_ps(to, v); }
 POPNORM_INLINE void stream(double* to, Batch<double> v) { _mm256_stream_pd(to, v); }
 POPNORM_INLINE void accumulate(Batch<double>* sum, Batch<float> v) {
@@ -165,6 +178,12 @@ POPNORM_INLINE Batch<T> splice(std::int64_t k, Batch<T> p, Batch<T> q) {
   q.store_unaligned(tail);
   for (std::int64_t i = k; i < kWidth<T>; ++i) lanes[i] = tail[i];
   return load(lanes);
+}
+POPNORM_INLINE Batch<float> load_halves(const float* low, const float* high) {
+  return Batch<float>(_mm_setr_ps(low[0], low[1], high[0], high[1]));
+}
+POPNORM_INLINE Batch<double> load_halves(const double* low, const double* high) {
+  return Batch<double>(_mm_setr_pd(low[0], high[0]));
 }
 POPNORM_INLINE void stream(float* to, Batch<float> v) { _mm_stream_ps(to, v); }
 POPNORM_INLINE void stream(double* to, Batch<double> v) { _mm_stream_pd(to, v); }

@@ -147,7 +147,10 @@ void moments_columns(const MomentsArgs& args) {
   const T* pivot = x + sample_of(block, 0) * args.x.sample;
   const std::int64_t ahead = ahead_in_columns<T>(block, args.x, 8192);
   const MomentsColumnsLeaf<T> leaf{block, args.x, x, pivot, args.x.sample, args.x.row, ahead};
-  reduce_columns<Together>(leaf, block, args.mean, args.m2);
+  if (scattered<T>(block))
+    reduce_columns<Gathered>(leaf, block, args.mean, args.m2);
+  else
+    reduce_columns<Together>(leaf, block, args.mean, args.m2);
   const double n = static_cast<double>(block.samples * block.positions);
   for (std::int64_t c = 0; c < block.channels; ++c) {
     const double shift = args.mean[c] / n;

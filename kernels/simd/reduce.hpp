@@ -210,6 +210,29 @@ struct Together {
   }
 };
 
+// The same for scattered samples. Four by four they fetch their share of what is read after the block.
+class Gathered {
+ public:
+  template <std::int64_t rows, class Leaf>
+  POPNORM_INLINE void add(const Leaf& leaf, const typename Leaf::Row* row, std::int64_t begin, std::int64_t end,
+                          const ColumnSums& sums) {
+    if (begin == 0) {
+      leaf.fetch(position_, rows);
+      position_ += rows;
+    }
+    for_each_vector<Leaf::kVector>(
+        begin, end, [&](std::int64_t c, auto n) __attribute__((always_inline)) {
+          const auto columns = leaf.columns(c, n);
+          sums.add(c, n, pairwise<rows>([&](std::int64_t r) __attribute__((always_inline)) {
+                     return leaf.terms(row[r], columns, c, n);
+                   }));
+        });
+  }
+
+ private:
+  std::int64_t position_ = 0;
+};
+
 // One position after the other, pending terms in buffers: every tensor is read strictly in memory order, which two tensors
 // at once need to go at full speed (docs/performance.md).
 template <class T>
@@ -288,7 +311,6 @@ POPNORM_INLINE void reduce_columns(const Leaf& leaf, const Block& block, double*
   std::int64_t held = 0;
   std::int64_t k = 0;
   std::int64_t s = 0;
-  std::int64_t position = 0;
   // One call: everything in it is inlined.
   while (k < block.samples) {
     const typename Leaf::Row sample = leaf.row(sample_of(block, k));
@@ -298,8 +320,6 @@ POPNORM_INLINE void reduce_columns(const Leaf& leaf, const Block& block, double*
       ++k;
     }
     if (held < kPositionBlock && k < block.samples) continue;
-    leaf.fetch(position, held);
-    position += held;
     reduce_positions(order, leaf, row, held, block.channels, {first, second});
     held = 0;
   }

@@ -52,7 +52,10 @@ Configuration random_configuration(Random& random) {
   k.layout = random.coin() ? POPNORM_NCHW : POPNORM_NHWC;
   const auto shape = random.pick({std::array<std::int64_t, 3>{1, 3, 5},
                                   {7, 5, 1},
-                                  {60, 8, 1},
+                                  {61, 8, 1},
+                                  {45, 4, 1},
+                                  {31, 2, 1},
+                                  {40, 64, 1},
                                   {400, 3, 1},
                                   {33, 17, 4},
                                   {24, 6, 49},
