@@ -61,7 +61,7 @@ void feed_population(void* population, popnorm_feed feed, double momentum, Momen
 MeanVariance population_statistics(const PopulationArrays<const double>& a, std::int64_t i,
                                    popnorm_estimator estimator);
 
-// One channel of feed_population.
+// One channel of feed_population, of a batch that has elements there.
 void feed_entry(const PopulationArrays<double>& a, std::int64_t i, popnorm_feed feed, double momentum,
                 const Moments& batch);
 bool is_finite(const Moments& m);
@@ -79,9 +79,12 @@ void feed_population(void* population, popnorm_feed feed, double momentum, Momen
       a.nonfinite[i] += 1;
       finite = false;
     }
-    if (!finite || moments_at(first).weight == 0) continue;
-    for (std::int64_t i = first; i < first + header->c; ++i) feed_entry(a, i, feed, momentum, moments_at(i));
-    taken = true;
+    for (std::int64_t i = first; finite && i < first + header->c; ++i) {
+      const Moments batch = moments_at(i);
+      if (batch.weight == 0) continue;
+      feed_entry(a, i, feed, momentum, batch);
+      taken = true;
+    }
   }
   if (taken) header->steps += 1;
 }

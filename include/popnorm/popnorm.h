@@ -325,7 +325,7 @@ typedef struct popnorm_population_feed_args {
   { sizeof(popnorm_population_feed_args), {NULL, NULL, NULL}, POPNORM_FEED_EMA, 0.1 }
 
 /* Feeds one batch. Per slot the batch is taken whole or not at all: if any channel's moments are non-finite, only that
- * channel's nonfinite count changes; a slot of weight 0 changes nothing. Weights are effective numbers of elements: EMA
+ * channel's nonfinite count changes; a channel of weight 0 does not change. Weights are effective numbers of elements: EMA
  * mixes them as it mixes means. INVALID: a corrupted or foreign header, momentum outside [0, 1], null arrays, negative
  * weight or m2. */
 POPNORM_API popnorm_status popnorm_population_feed(void* population, size_t bytes,
