@@ -260,6 +260,8 @@ popnorm_status popnorm_population_subtract(void* target, size_t target_bytes, co
       less(t.m2_within[i], o.m2_within[i]);
       less(t.var_sum[i], o.var_sum[i]);
       less(t.var_weight[i], o.var_weight[i]);
+      // Of nothing no rounding errors are left.
+      if (rest.weight == 0) t.m2_within[i] = t.var_sum[i] = t.var_weight[i] = 0;
       less(t.batches[i], o.batches[i]);
       less(t.nonfinite[i], o.nonfinite[i]);
     }
