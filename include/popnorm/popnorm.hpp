@@ -28,8 +28,8 @@ namespace popnorm {
 // A status and the message that popnorm_last_error() held.
 class error : public std::runtime_error {
  public:
-  explicit error(popnorm_status status)
-      : std::runtime_error(std::string(popnorm_status_string(status)) + ": " + popnorm_last_error()), status_(status) {}
+  explicit error(popnorm_status status, const char* message = popnorm_last_error())
+      : std::runtime_error(std::string(popnorm_status_string(status)) + ": " + message), status_(status) {}
   [[nodiscard]] popnorm_status status() const noexcept { return status_; }
 
  private:
@@ -216,7 +216,12 @@ class population {
   }
   // INVALID: bytes of another shape than this population's, besides popnorm_population_deserialize's reasons.
   void deserialize(const std::vector<std::byte>& bytes) {
-    check(popnorm_population_deserialize(bytes.data(), bytes.size(), data(), size()));
+    buffer read(size(), alignof(double));
+    check(popnorm_population_deserialize(bytes.data(), bytes.size(), read.data(), read.size()));
+    const auto& other = *static_cast<const popnorm_population_header*>(read.data());
+    if (other.slots != header().slots || other.c != header().c)
+      throw error(POPNORM_INVALID, "population: the bytes are of a population of another shape, must be of the same");
+    std::memcpy(data(), read.data(), size());
   }
 
  private:
