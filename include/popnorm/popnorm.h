@@ -353,19 +353,22 @@ POPNORM_API popnorm_status popnorm_population_combine(void* target, size_t targe
                                                       size_t other_bytes);
 
 /* Takes out of target what `other` holds: the inverse of popnorm_population_combine (a domain, a worker, a bad batch).
- * Digits cancel: the error of mean and m2 is a few 2^-53 of *target's* std and m2, however little is left; m2 that cancels
- * entirely is 0. INVALID, nothing written: as popnorm_population_combine; other holds more weight, batches or steps than target. */
+ * Digits cancel. With target's |mean|, weight and m2 before, w of the weight left, and e = 2^-53*|mean|*weight/w, the mean is
+ * off by a few e and m2 by a few 2^-53*m2 + e*(sqrt(w*m2) + e*w); m2 that cancels entirely is 0. INVALID, nothing written:
+ * as popnorm_population_combine; other holds more weight, batches or steps than target. */
 POPNORM_API popnorm_status popnorm_population_subtract(void* target, size_t target_bytes, const void* other,
                                                        size_t other_bytes);
 
-/* Multiplies every weight by `factor` in [0, 1], so that what was fed counts less against what will be merged; mean and
- * variance stay. 0 empties. Decaying by 1 - momentum before each merge is an EMA by weight. Counts stay. */
+/* Multiplies every weight by `factor` in [0, 1], so that what was fed counts less against what will be merged; mean, variance
+ * and counts stay. 0 empties. Decaying by 1 - momentum before each merge is an EMA by weight. INVALID: a corrupted or foreign
+ * header, factor outside [0, 1]. */
 POPNORM_API popnorm_status popnorm_population_decay(void* population, size_t bytes, double factor);
 
-/* How sure the population's mean is: error[slots][c] = sqrt(between/(batches*(batches-1)*weight/batches)) with
- * between = m2 - m2_within, the variance of batch means: independent batches of equal weight are assumed. In units of the
- * channel's standard deviation, which is what normalization divides by. +Inf with fewer than two batches; 0 where the
- * variance is 0. "Enough samples" is when it is small against what the network tolerates (0.01, say). */
+/* How sure the population's mean is: error[slots][c], its standard error in units of the channel's standard deviation, which
+ * is what normalization divides by: sqrt(between/(batches - 1)/m2) with between = m2 - m2_within, the part that lies between
+ * batch means. Independent batches of equal weight are assumed. +Inf with fewer than two batches; 0 where the variance is 0.
+ * "Enough samples" is when it is small against what the network tolerates (0.01, say). INVALID: a corrupted or foreign
+ * header; error null or overlapping. */
 POPNORM_API popnorm_status popnorm_population_standard_error(const void* population, size_t bytes, double* error);
 
 /* How far the mean and variance of `population` are from those of `reference` (EMA from exact statistics, say), over all slots
@@ -374,8 +377,8 @@ POPNORM_API popnorm_status popnorm_population_standard_error(const void* populat
  * A variance of 0 against one above 0 has an infinite ratio. */
 typedef struct popnorm_drift {
   size_t size;
-  popnorm_estimator estimator;           /* in: of population's variance; reference's is the biased one */
-  popnorm_estimator reference_estimator; /* in */
+  popnorm_estimator estimator;           /* in: of population's variance */
+  popnorm_estimator reference_estimator; /* in: of reference's */
   int64_t channels;                      /* out: slots x channels compared */
   double mean_rms, mean_max;
   double log2_variance_rms, log2_variance_max;
@@ -384,7 +387,7 @@ typedef struct popnorm_drift {
 #define POPNORM_DRIFT_INIT \
   { sizeof(popnorm_drift), POPNORM_BIASED, POPNORM_BIASED, 0, 0, 0, 0, 0 }
 
-/* INVALID: a corrupted or foreign header, different slots or c. */
+/* INVALID: a corrupted or foreign header, different slots or c, unknown enums. */
 POPNORM_API popnorm_status popnorm_population_drift(const void* population, size_t bytes, const void* reference,
                                                     size_t reference_bytes, popnorm_drift* drift);
 

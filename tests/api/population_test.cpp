@@ -5,87 +5,17 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <popnorm/popnorm.hpp>
-#include <vector>
 
-#include "kernels/reference.hpp"
-#include "support/check.hpp"
-#include "support/random.hpp"
+#include "api/populations.hpp"
 
 namespace popnorm_test {
 namespace {
 
 namespace reference = popnorm::reference;
 using reference::Real;
-using Values = std::vector<double>;
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-// Moments of slots x channels.
-struct Batch {
-  Values weight, mean, m2;
-
-  [[nodiscard]] popnorm_moment_arrays arrays() { return {weight.data(), mean.data(), m2.data()}; }
-  [[nodiscard]] reference::Moments at(std::size_t i) const { return {weight[i], mean[i], m2[i]}; }
-};
-
-Batch drawn(Random& random, std::size_t count, double weight) {
-  Batch b = {Values(count, weight), Values(count), Values(count)};
-  for (std::size_t i = 0; i < count; ++i) {
-    b.mean[i] = 5 + random.normal();
-    b.m2[i] = weight * (0.5 + random.unit());
-  }
-  return b;
-}
-
-void feed(popnorm::population& population, Batch batch, popnorm_feed how, double momentum = 0.1) {
-  popnorm_population_feed_args args = POPNORM_POPULATION_FEED_ARGS_INIT;
-  args.moments = batch.arrays();
-  args.feed = how;
-  args.momentum = momentum;
-  population.feed(args);
-}
-
-// The arrays behind the header, by name.
-struct Arrays {
-  Values weight, mean, m2, m2_within, var_sum, var_weight, batches, nonfinite;
-
-  explicit Arrays(const popnorm::population& p) {
-    const auto count = static_cast<std::size_t>(p.header().slots * p.header().c);
-    const auto* next = reinterpret_cast<const double*>(&p.header() + 1);
-    for (Values* a : {&weight, &mean, &m2, &m2_within, &var_sum, &var_weight, &batches, &nonfinite}) {
-      a->assign(next, next + count);
-      next += count;
-    }
-  }
-};
-
-struct Statistics {
-  Values mean, variance;
-};
-
-Statistics finalized(const popnorm::population& p, popnorm_estimator estimator) {
-  const auto count = static_cast<std::size_t>(p.header().slots * p.header().c);
-  Statistics s = {Values(count), Values(count)};
-  popnorm_population_finalize_args args = POPNORM_POPULATION_FINALIZE_ARGS_INIT;
-  args.estimator = estimator;
-  args.type = POPNORM_F64;
-  args.mean = s.mean.data();
-  args.variance = s.variance.data();
-  p.finalize(args);
-  return s;
-}
-
-std::vector<char> bytes_of(const popnorm::population& p) {
-  const auto* first = static_cast<const char*>(p.data());
-  return {first, first + p.size()};
-}
-
-// A few roundings.
-void expect_close(double got, Real exact, int roundings = 16) {
-  EXPECT_NEAR(got, static_cast<double>(exact), static_cast<double>(roundings * 0x1p-53L * std::fabs(exact)));
-}
 
 TEST(Population, BeginsEmpty) {
   const popnorm::population p(2, 3);
@@ -241,6 +171,31 @@ TEST(Population, BatchesWithoutElementsChangeNothing) {
     feed(p, {{0, 0}, {0, 0}, {0, 0}}, how);
     EXPECT_TRUE(bytes_of(p) == before);
   }
+}
+
+// ... nor do they where other channels have some.
+TEST(Population, ChannelsWithoutElementsDoNotChange) {
+  for (const popnorm_feed how : {POPNORM_FEED_EMA, POPNORM_FEED_CUMULATIVE, POPNORM_FEED_MERGE})
+    for (const std::size_t absent : {0, 1}) {
+      popnorm::population p(1, 2), whole(1, 2);
+      const Batch first = {{3, 3}, {0.1, -0.2}, {0.7, 0.3}}, second = {{4, 4}, {5, 6}, {7, 8}};
+      feed(p, first, how);
+      feed(whole, first, how);
+      Batch partial = second;
+      partial.weight[absent] = partial.mean[absent] = partial.m2[absent] = 0;
+      feed(p, partial, how);
+      feed(whole, second, how);
+      const Arrays a(p), b(whole);
+      const std::size_t present = 1 - absent;
+      EXPECT_EQ(a.weight[absent], first.weight[absent]);
+      EXPECT_EQ(a.mean[absent], first.mean[absent]);
+      EXPECT_EQ(a.m2[absent], first.m2[absent]);
+      EXPECT_EQ(a.batches[absent], 1);
+      EXPECT_EQ(a.mean[present], b.mean[present]);
+      EXPECT_EQ(a.m2[present], b.m2[present]);
+      EXPECT_EQ(a.batches[present], 2);
+      EXPECT_EQ(p.header().steps, 2);
+    }
 }
 
 // A batch is taken whole or not at all, slot by slot; the channel that spoiled it is counted.
