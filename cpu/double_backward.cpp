@@ -183,7 +183,7 @@ popnorm_status run_double(const Plan& plan, const popnorm_double_backward_args& 
                    const double k1 = -g2 * (t.dy_xhat * t.v + t.v_xhat * t.dy) + gv * t.dy;
                    const double k2 = g2 * (t.dy_v - t.v * t.dy - 3 * t.v_xhat * t.dy_xhat) + gv * t.dy_xhat;
                    if (!through) return kernel_row(t, hi_of(samples, cell, c), 0, 0, 0);
-                   return kernel_row(t, hi_of(samples, cell, c), -g2 * t.dy_xhat, k1, k2);
+                   return kernel_row(t, hi_of(samples, cell, c), with_v * -g2 * t.dy_xhat, k1, k2);
                  });
   });
   // grad_x + a*dy.
