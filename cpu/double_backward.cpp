@@ -119,9 +119,10 @@ popnorm_status run_double(const Plan& plan, const popnorm_double_backward_args& 
   std::fill(own.zero, own.zero + entries, T(0));
   std::fill(own.one, own.one + entries, T(1));
 
+  // The sums over (v, dy) are taken of v itself; with given statistics times invstd, which makes those of affine slots grad_scale.
   Source<T> as_it_is = source;
   as_it_is.of.hi = as_it_is.of.lo = own.zero;
-  as_it_is.of.invstd = own.one;
+  if (source.through()) as_it_is.of.invstd = own.one;
   popnorm_status status = POPNORM_SUCCESS;
   const auto then = [&](auto&& step) {
     if (status == POPNORM_SUCCESS) status = step();
@@ -198,19 +199,24 @@ popnorm_status run_double(const Plan& plan, const popnorm_double_backward_args& 
   if (status != POPNORM_SUCCESS || a.grad_scale == nullptr) return status;
 
   const FpEnvironment environment;
-  // The sums of all sweeps have been taken: their place is free.
-  std::fill(space.affine_dy, space.affine_dy + p.affine_slot.count * p.c, 0.0);
-  for (std::int64_t i = 0; i < rows.waves(); ++i) {
+  double* const grad_scale = space.affine_dy_xhat;
+  if (through || a.v == nullptr || rows.waves() == 0)
+    std::fill(grad_scale, grad_scale + p.affine_slot.count * p.c, 0.0);
+  for (std::int64_t i = 0; through && i < rows.waves(); ++i) {
     const Samples samples(plan, a.batch, source.statistics, rows.wave(p, i), space.cells);
-    for (std::int64_t cell = 0; cell < samples.cells().count(); ++cell)
+    const Cells& cells = samples.cells();
+    for (std::int64_t cell = 0; cell < cells.count(); ++cell) {
+      // A row has one scale: among the cells of a whole batch only that of its samples counts.
+      if (rows.map.kind == POPNORM_WHOLE && p.n > 0 && cell != cells.of(0)) continue;
       for (std::int64_t c = 0; c < p.c; ++c) {
         const Terms t = terms(samples, cell, c);
-        const std::int64_t row = (samples.wave().row0 + samples.cells().row(cell)) * p.c + c;
+        const std::int64_t row = (samples.wave().row0 + cells.row(cell)) * p.c + c;
         const double through_statistics = source.weight_of(row) * (t.v * t.dy + t.v_xhat * t.dy_xhat);
-        space.affine_dy[samples.cells().affine(cell) * p.c + c] += t.invstd * (own.dy_v[row] - through_statistics);
+        grad_scale[cells.affine(cell) * p.c + c] += t.invstd * (own.dy_v[row] - through_statistics);
       }
+    }
   }
-  for (std::int64_t i = 0; i < p.affine_slot.count * p.c; ++i) write(a.grad_scale, p.parameters, i, space.affine_dy[i]);
+  for (std::int64_t i = 0; i < p.affine_slot.count * p.c; ++i) write(a.grad_scale, p.parameters, i, grad_scale[i]);
   return POPNORM_SUCCESS;
 }
 
