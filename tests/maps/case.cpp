@@ -1,5 +1,6 @@
 #include "maps/case.hpp"
 
+#include <array>
 #include <cmath>
 
 namespace popnorm_test {
@@ -61,6 +62,59 @@ std::ostream& operator<<(std::ostream& out, const MapSet& m) {
   return out << weights[m.weights] << ", " << statistics[m.statistics] << (m.one_array ? ", one array of labels" : "");
 }
 
+popnorm_map random_map(Random& random, std::int64_t n) {
+  switch (random.below(6)) {
+    case 0:
+      return {POPNORM_WHOLE, 0};
+    case 1:
+      return {POPNORM_CONTIGUOUS, 1 + random.below(n + 2)};
+    case 2:
+      return {POPNORM_STRIDED, 1 + random.below(9)};
+    case 3:
+      return {POPNORM_PER_SAMPLE, 0};
+    case 4:
+      return {POPNORM_LABELS, 1 + random.below(5)};
+    default:
+      return {POPNORM_LABELS, 1 + random.below(40)};
+  }
+}
+
+Configuration random_configuration(Random& random) {
+  Configuration k;
+  k.layout = random.coin() ? POPNORM_NCHW : POPNORM_NHWC;
+  const auto shape = random.pick({std::array<std::int64_t, 3>{1, 3, 5},
+                                  {7, 5, 1},
+                                  {61, 8, 1},
+                                  {45, 4, 1},
+                                  {31, 2, 1},
+                                  {40, 64, 1},
+                                  {400, 3, 1},
+                                  {33, 17, 4},
+                                  {24, 6, 49},
+                                  {9, 33, 16},
+                                  {5, 2, 700},
+                                  {3, 2, 5000},
+                                  {50, 70, 3},
+                                  {17, 1, 30}});
+  k.n = shape[0];
+  k.c = shape[1];
+  k.s = shape[2];
+  k.storage = random.coin() ? POPNORM_F32 : POPNORM_F64;
+  k.parameters = random.coin() ? POPNORM_F32 : POPNORM_F64;
+  k.statistics = random.coin() ? POPNORM_F32 : POPNORM_F64;
+  const auto spacing = [&] {
+    return random.coin() ? Spacing::packed
+                         : random.pick({Spacing::channel_slice, Spacing::padded_rows, Spacing::padded_samples});
+  };
+  k.x = spacing();
+  k.y = spacing();
+  k.dy = spacing();
+  k.dx = spacing();
+  k.where = random.coin() ? Placement::ends_at_guard : Placement::begins_at_guard;
+  k.offset = random.below(5);
+  return k;
+}
+
 popnorm_problem MapCase::problem_of(const Configuration& k, const MapSet& maps) {
   popnorm_problem p = popnorm::problem(k.layout, k.n, k.c, k.s, k.epsilon);
   p.storage = k.storage;
@@ -114,6 +168,9 @@ void MapCase::draw(Random& random, bool one_slot) {
   if (one_slot && maps_.slot.kind == POPNORM_LABELS)
     for (std::int64_t n = 0; n < k.n; ++n)
       m.slot[size(n)] = static_cast<std::int32_t>((m.group[size(n)] * 7 + 1) % maps_.slot.k);
+  if (maps_.one_scale && maps_.affine.kind == POPNORM_LABELS)
+    for (std::int64_t n = 0; n < k.n; ++n)
+      m.affine[size(n)] = static_cast<std::int32_t>((m.group[size(n)] * 5 + 2) % maps_.affine.k);
   if (maps_.one_array) {
     std::int64_t smallest = std::numeric_limits<std::int32_t>::max();
     for (const popnorm_map& map : {maps_.group, maps_.slot, maps_.affine})
@@ -269,6 +326,35 @@ MapBackward MapCase::backward(const Route& route) {
   EXPECT_TRUE(workspace.margins_intact() && dx.buffer().margins_intact() && dscale.buffer().margins_intact());
   EXPECT_TRUE(dx.gaps_intact());
   return {dx.by_channel(), dscale.values(), dshift.values()};
+}
+
+MapDoubleBackward MapCase::double_backward(const Route& route, const Cotangents& cotangents) {
+  const popnorm::plan plan(problem_, options_of(route));
+  const Meaning& m = meaning_;
+  GuardedBuffer workspace(plan.info().double_backward_workspace_bytes, 64, k_.where);
+  Tensor grad_x({k_.layout, k_.n, k_.c, k_.s, k_.y}, k_.storage, k_.where, k_.offset);
+  Tensor grad_dy({k_.layout, k_.n, k_.c, k_.s, k_.dx}, k_.storage, k_.where, k_.offset);
+  Array grad_scale(k_.parameters, m.affine_slots * m.c, k_.where);
+  workspace.poison();
+  popnorm_double_backward_args a = POPNORM_DOUBLE_BACKWARD_ARGS_INIT;
+  const auto or_null = [](const Array* array) { return array != nullptr ? array->data() : nullptr; };
+  a.x = x.data();
+  a.dy = dy.data();
+  a.v = or_null(cotangents.v);
+  a.v_scale = or_null(cotangents.scale);
+  a.v_shift = or_null(cotangents.shift);
+  a.batch = batch();
+  a.reserve = reserve_.data();
+  a.reserve_bytes = reserve_.size();
+  a.grad_x = grad_x.data();
+  a.grad_dy = grad_dy.data();
+  a.grad_scale = grad_scale.data();
+  a.workspace = workspace.data();
+  a.workspace_bytes = workspace.size();
+  plan.double_backward(a);
+  EXPECT_TRUE(workspace.margins_intact() && grad_x.buffer().margins_intact() && grad_dy.buffer().margins_intact());
+  EXPECT_TRUE(grad_x.gaps_intact() && grad_dy.gaps_intact());
+  return {grad_x.by_channel(), grad_dy.by_channel(), grad_scale.values()};
 }
 
 void MapCase::run_operations(const Route& route, MapForward& forward, MapBackward& backward) {

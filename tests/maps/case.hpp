@@ -24,16 +24,31 @@ struct MapSet {
   popnorm_map affine = {POPNORM_WHOLE, 0};
   popnorm_weights weights = POPNORM_UNWEIGHTED;
   popnorm_statistics statistics = POPNORM_BATCH;
+  bool one_scale = false;  // of the samples of a group, where affine slots are labels
   bool one_array = false;  // of labels, for all maps that have labels
 };
 
 std::ostream& operator<<(std::ostream& out, const MapSet& m);
+
+// A map of n samples, and a layer of any type, layout, strides and alignment, small enough to be many.
+popnorm_map random_map(Random& random, std::int64_t n);
+Configuration random_configuration(Random& random);
 
 struct MapForward {
   std::vector<double> y, saved_mean, saved_invstd, weight, mean, m2;
 };
 struct MapBackward {
   std::vector<double> dx, dscale, dshift;
+};
+
+// Of dx, with its strides, and of dscale and dshift; null = 0.
+struct Cotangents {
+  const Tensor* v = nullptr;
+  const Array* scale = nullptr;
+  const Array* shift = nullptr;
+};
+struct MapDoubleBackward {
+  std::vector<double> grad_x, grad_dy, grad_scale;
 };
 
 class MapCase {
@@ -53,6 +68,7 @@ class MapCase {
   [[nodiscard]] MapForward forward(const Route& route, popnorm::population* fed = nullptr);
   // After forward.
   [[nodiscard]] MapBackward backward(const Route& route);
+  [[nodiscard]] MapDoubleBackward double_backward(const Route& route, const Cotangents& cotangents);
   // Both once more by the six operations.
   void run_operations(const Route& route, MapForward& forward, MapBackward& backward);
 

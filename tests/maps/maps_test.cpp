@@ -11,23 +11,6 @@ namespace reference = popnorm::reference;
 
 namespace {
 
-popnorm_map random_map(Random& random, std::int64_t n) {
-  switch (random.below(6)) {
-    case 0:
-      return {POPNORM_WHOLE, 0};
-    case 1:
-      return {POPNORM_CONTIGUOUS, 1 + random.below(n + 2)};
-    case 2:
-      return {POPNORM_STRIDED, 1 + random.below(9)};
-    case 3:
-      return {POPNORM_PER_SAMPLE, 0};
-    case 4:
-      return {POPNORM_LABELS, 1 + random.below(5)};
-    default:
-      return {POPNORM_LABELS, 1 + random.below(40)};
-  }
-}
-
 // A source that is blended needs a group's samples to have one slot: then slots are a function of groups.
 MapSet random_maps(Random& random, std::int64_t n) {
   MapSet m;
@@ -46,42 +29,6 @@ MapSet random_maps(Random& random, std::int64_t n) {
 }
 
 bool needs_one_slot(const MapSet& m) { return m.statistics == POPNORM_BLEND || m.statistics == POPNORM_RENORM; }
-
-Configuration random_configuration(Random& random) {
-  Configuration k;
-  k.layout = random.coin() ? POPNORM_NCHW : POPNORM_NHWC;
-  const auto shape = random.pick({std::array<std::int64_t, 3>{1, 3, 5},
-                                  {7, 5, 1},
-                                  {61, 8, 1},
-                                  {45, 4, 1},
-                                  {31, 2, 1},
-                                  {40, 64, 1},
-                                  {400, 3, 1},
-                                  {33, 17, 4},
-                                  {24, 6, 49},
-                                  {9, 33, 16},
-                                  {5, 2, 700},
-                                  {3, 2, 5000},
-                                  {50, 70, 3},
-                                  {17, 1, 30}});
-  k.n = shape[0];
-  k.c = shape[1];
-  k.s = shape[2];
-  k.storage = random.coin() ? POPNORM_F32 : POPNORM_F64;
-  k.parameters = random.coin() ? POPNORM_F32 : POPNORM_F64;
-  k.statistics = random.coin() ? POPNORM_F32 : POPNORM_F64;
-  const auto spacing = [&] {
-    return random.coin() ? Spacing::packed
-                         : random.pick({Spacing::channel_slice, Spacing::padded_rows, Spacing::padded_samples});
-  };
-  k.x = spacing();
-  k.y = spacing();
-  k.dy = spacing();
-  k.dx = spacing();
-  k.where = random.coin() ? Placement::ends_at_guard : Placement::begins_at_guard;
-  k.offset = random.below(5);
-  return k;
-}
 
 void expect_same(const MapForward& a, const MapForward& b) {
   EXPECT_TRUE(same_bits(a.y, b.y)) << "y";

@@ -104,10 +104,6 @@ class Oracle {
   bool absent(std::int64_t n, std::int64_t s) const { return m_.weight[size(n * m_.s + s)] == 0; }
   std::size_t at(std::int64_t c, std::int64_t n, std::int64_t s) const { return size((c * m_.n + n) * m_.s + s); }
 
- private:
-  static std::size_t size(std::int64_t i) { return static_cast<std::size_t>(i); }
-  static popnorm::reference::Format none() { return {0, 0, 0}; }
-  Real made_of() const { return m_.statistics == POPNORM_BATCH || m_.statistics == POPNORM_GIVEN ? 1 : 3; }
   std::size_t affine(std::int64_t n, std::int64_t c) const { return size(m_.affine[size(n)] * m_.c + c); }
   // u, with the growth that f64 storage is allowed.
   Real unit(std::int64_t c, std::int64_t n) const {
@@ -122,6 +118,11 @@ class Oracle {
     const Row& r = row(m_.row(n), c);
     return (x_[at(c, n, s)] - r.center) * r.invstd;
   }
+
+ private:
+  static std::size_t size(std::int64_t i) { return static_cast<std::size_t>(i); }
+  static popnorm::reference::Format none() { return {0, 0, 0}; }
+  Real made_of() const { return m_.statistics == POPNORM_BATCH || m_.statistics == POPNORM_GIVEN ? 1 : 3; }
 
   template <class Visit>
   void for_each_present(std::int64_t c, const Visit& visit) const {
