@@ -1,0 +1,205 @@
+#!/usr/bin/env python3
+"""popnorm against PyTorch: what users of its layers expect, forward, backward and backward of backward.
+
+PyTorch runs in f64 on the values that popnorm is given in f32 or f64. Exits with 77, a skip, where there is no PyTorch.
+"""
+
+import argparse
+import ctypes
+import sys
+
+try:
+    import torch
+    from torch.nn import functional as F
+except ImportError as error:
+    print(f"SKIP pytorch: {error}")
+    sys.exit(77)
+
+POINTER, SIZE, INT, ENUM, DOUBLE = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64, ctypes.c_int, ctypes.c_double
+
+
+def struct(name, fields):
+    """A structure from "name name ...", type pairs."""
+    pairs = [(field, kind) for names, kind in fields for field in names.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": pairs})
+
+
+# popnorm.h's, in its order.
+Strides = struct("Strides", [("sample row", INT)])
+Map = struct("Map", [("kind", ENUM), ("k", INT)])
+Problem = struct("Problem", [("size", SIZE), ("n c s", INT), ("layout storage parameters statistics", ENUM),
+                             ("epsilon", DOUBLE), ("x y dy dx", Strides),
+                             ("norm_group population_slot affine_slot", Map), ("weights", ENUM)])
+Batch = struct("Batch", [("norm_group population_slot affine_slot weights", POINTER)])
+Moments = struct("Moments", [("weight mean m2", POINTER)])
+Source = struct("Source", [("statistics estimator", ENUM), ("mean variance population", POINTER),
+                           ("population_bytes", SIZE), ("share renorm_r renorm_d", DOUBLE)])
+Update = struct("Update", [("running_mean running_variance population", POINTER), ("population_bytes", SIZE),
+                           ("feed", ENUM), ("momentum", DOUBLE)])
+PlanInfo = struct("PlanInfo", [("size workspace_bytes workspace_alignment reserve_bytes reserve_alignment", SIZE),
+                               ("backend", ENUM), ("isa", ctypes.c_char_p), ("tiles", INT),
+                               ("double_backward_workspace_bytes", SIZE),
+                               ("groups population_slots affine_slots", INT)])
+Forward = struct("Forward", [("size", SIZE), ("x y scale shift", POINTER), ("batch", Batch), ("source", Source),
+                             ("update", Update), ("saved_mean saved_invstd", POINTER), ("moments", Moments),
+                             ("reserve", POINTER), ("reserve_bytes", SIZE), ("workspace", POINTER),
+                             ("workspace_bytes", SIZE)])
+Backward = struct("Backward", [("size", SIZE), ("x dy", POINTER), ("batch", Batch), ("dx dscale dshift", POINTER),
+                               ("accumulate", ctypes.c_int32), ("reserve", POINTER), ("reserve_bytes", SIZE),
+                               ("saved_mean saved_invstd scale", POINTER), ("statistics", ENUM), ("workspace", POINTER),
+                               ("workspace_bytes", SIZE)])
+DoubleBackward = struct("DoubleBackward", [("size", SIZE), ("x dy v v_scale v_shift", POINTER), ("batch", Batch),
+                                           ("reserve", POINTER), ("reserve_bytes", SIZE),
+                                           ("grad_x grad_dy grad_scale", POINTER), ("workspace", POINTER),
+                                           ("workspace_bytes", SIZE)])
+
+NCHW, NHWC = 0, 1
+BATCH, GIVEN = 0, 1
+WHOLE, CONTIGUOUS, PER_SAMPLE = 0, 1, 3
+EPSILON, MOMENTUM = 1e-5, 0.1
+
+
+def buffer_of(size):
+    """Bytes at a multiple of 64."""
+    bytes_ = torch.empty(size + 64, dtype=torch.uint8)
+    return bytes_[-bytes_.data_ptr() % 64 :][:size]
+
+
+class Layer:
+    """One plan, and what its calls share."""
+
+    def __init__(self, library, shape, layout, dtype, group):
+        self.library, self.layout = library, layout
+        n, c, s = shape
+        problem = Problem(size=ctypes.sizeof(Problem), n=n, c=c, s=s, layout=layout, epsilon=EPSILON, norm_group=group)
+        problem.storage = problem.parameters = problem.statistics = 1 if dtype == torch.float32 else 2
+        self.plan = POINTER()
+        self.check(library.popnorm_plan_create(ctypes.byref(problem), None, ctypes.byref(self.plan)))
+        info = PlanInfo(size=ctypes.sizeof(PlanInfo))
+        self.check(library.popnorm_plan_query(self.plan, ctypes.byref(info)))
+        self.workspace = buffer_of(max(info.workspace_bytes, info.double_backward_workspace_bytes))
+        self.reserve = buffer_of(info.reserve_bytes)
+
+    def __del__(self):
+        self.library.popnorm_plan_destroy(self.plan)
+
+    def check(self, status):
+        if status != 0:
+            raise RuntimeError(self.library.popnorm_last_error().decode())
+
+    def laid_out(self, tensor):
+        return (tensor if self.layout == NCHW else tensor.transpose(1, 2)).contiguous()
+
+    def empty(self, tensor):
+        return self.laid_out(torch.full_like(tensor, float("nan")))
+
+    def back(self, tensor):
+        return tensor if self.layout == NCHW else tensor.transpose(1, 2)
+
+    def call(self, entry, args, **pointers):
+        for name, tensor in pointers.items():
+            setattr(args, name, tensor.data_ptr())
+        args.size = ctypes.sizeof(args)
+        args.reserve, args.reserve_bytes = self.reserve.data_ptr(), self.reserve.numel()
+        args.workspace, args.workspace_bytes = self.workspace.data_ptr(), self.workspace.numel()
+        self.check(entry(self.plan, ctypes.byref(args), None))
+
+    def forward(self, x, scale, shift, source, update):
+        y = self.empty(x)
+        self.call(self.library.popnorm_forward, Forward(source=source, update=update), x=self.laid_out(x), y=y,
+                  scale=scale, shift=shift)
+        return self.back(y)
+
+    def backward(self, x, dy, scale):
+        dx, dscale, dshift = self.empty(x), torch.empty_like(scale), torch.empty_like(scale)
+        self.call(self.library.popnorm_backward, Backward(), x=self.laid_out(x), dy=self.laid_out(dy), dx=dx,
+                  dscale=dscale, dshift=dshift)
+        return self.back(dx), dscale, dshift
+
+    def double_backward(self, x, dy, v, v_scale, v_shift):
+        grad_x, grad_dy, grad_scale = self.empty(x), self.empty(x), torch.empty_like(v_scale)
+        self.call(self.library.popnorm_double_backward, DoubleBackward(), x=self.laid_out(x), dy=self.laid_out(dy),
+                  v=self.laid_out(v), v_scale=v_scale, v_shift=v_shift, grad_x=grad_x, grad_dy=grad_dy,
+                  grad_scale=grad_scale)
+        return self.back(grad_x), self.back(grad_dy), grad_scale
+
+
+class Comparison:
+    """Counts what agrees and reports what does not."""
+
+    def __init__(self):
+        self.compared, self.faults = 0, []
+
+    def expect(self, what, got, reference, dtype):
+        # Inputs are of the size 1, with means of 3 deviations: a few dozen units of the storage type, in f64 2^11 times
+        # as many (docs/numerics.md), of the largest value of a tensor. Accuracy is tested elsewhere; this tests meaning.
+        unit = 2.0**-24 if dtype == torch.float32 else 2.0**-42
+        error = (got.double() - reference).abs().max().item()
+        self.compared += 1
+        if not error <= 64 * unit * reference.abs().max().item():
+            self.faults.append(f"{what}: off by {error:.3g}, largest value {reference.abs().max().item():.3g}")
+
+
+def ghost(k):
+    """Batch normalization of k samples at a time."""
+    return lambda x, w, b: torch.cat([F.batch_norm(part, None, None, w, b, True, 0, EPSILON) for part in x.split(k)])
+
+
+def compare(library, comparison, shape, layout, dtype):
+    n, c, s = shape
+    x, dy, v = (torch.randn(shape).to(dtype) + offset for offset in (3, 0.2, 0.1))
+    scale, shift, v_scale, v_shift = (torch.randn(c).to(dtype) for _ in range(4))
+    mean, variance = 3 + 0.1 * torch.randn(c).to(dtype), 0.5 + torch.rand(c).to(dtype)
+    given = Source(statistics=GIVEN, mean=mean.data_ptr(), variance=variance.data_ptr())
+    running = [mean.clone(), variance.clone()]
+    reference_running = [mean.double(), variance.double()]
+    update = Update(running_mean=running[0].data_ptr(), running_variance=running[1].data_ptr(), momentum=MOMENTUM)
+
+    cases = {
+        "batch_norm, training": (Map(WHOLE, 0), Source(), update, lambda x, w, b: F.batch_norm(
+            x, *reference_running, w, b, True, MOMENTUM, EPSILON)),
+        "batch_norm, eval": (Map(WHOLE, 0), given, Update(), lambda x, w, b: F.batch_norm(
+            x, mean.double(), variance.double(), w, b, False, 0, EPSILON)),
+        "instance_norm": (Map(PER_SAMPLE, 0), Source(), Update(), lambda x, w, b: F.instance_norm(
+            x, None, None, w, b, True, 0, EPSILON)),
+        "ghost batches of 2": (Map(CONTIGUOUS, 2), Source(), Update(), ghost(2)),
+        "ghost batches, the last one smaller": (Map(CONTIGUOUS, n - 2), Source(), Update(), ghost(n - 2)),
+    }
+    for name, (group, source, fed, normalize) in cases.items():
+        inputs = [t.double().requires_grad_() for t in (x, scale, shift)]
+        reference_dy = dy.double().requires_grad_()
+        reference_y = normalize(*inputs)
+        gradients = torch.autograd.grad(reference_y, inputs, reference_dy, create_graph=True)
+        product = sum((t.double() * g).sum() for t, g in zip((v, v_scale, v_shift), gradients))
+        second = torch.autograd.grad(product, (inputs[0], reference_dy, inputs[1]))
+
+        layer = Layer(library, shape, layout, dtype, group)
+        where = f"{name}, {tuple(shape)} {'NCHW' if layout == NCHW else 'NHWC'} {dtype}"
+        comparison.expect(f"{where}: y", layer.forward(x, scale, shift, source, fed), reference_y.detach(), dtype)
+        for of, got, reference in zip(("dx", "dscale", "dshift"), layer.backward(x, dy, scale), gradients):
+            comparison.expect(f"{where}: {of}", got, reference.detach(), dtype)
+        for of, got, reference in zip(("grad_x", "grad_dy", "grad_scale"),
+                                      layer.double_backward(x, dy, v, v_scale, v_shift), second):
+            comparison.expect(f"{where}: {of}", got, reference, dtype)
+    for of, got, reference in zip(("running_mean", "running_variance"), running, reference_running):
+        comparison.expect(f"{tuple(shape)} {dtype}: {of}", got, reference, dtype)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("library", help="the shared library")
+    library = ctypes.CDLL(parser.parse_args().library)
+    library.popnorm_last_error.restype = ctypes.c_char_p
+    library.popnorm_plan_destroy.argtypes = [POINTER]
+    torch.manual_seed(20210517)
+    comparison = Comparison()
+    for shape in ((5, 3, 49), (7, 19, 16), (9, 4, 6), (4, 2, 2000)):
+        for layout in (NCHW, NHWC):
+            for dtype in (torch.float32, torch.float64):
+                compare(library, comparison, shape, layout, dtype)
+    print("\n".join(comparison.faults) or f"{comparison.compared} tensors agree with PyTorch {torch.__version__}")
+    sys.exit(bool(comparison.faults))
+
+
+if __name__ == "__main__":
+    main()
