@@ -687,7 +687,7 @@ typedef struct popnorm_double_backward_args {
         NULL, 0                                                                                                        \
   }
 
-/* INVALID: as popnorm_backward. UNSUPPORTED: weights; BLEND and RENORM; several affine slots in one group. */
+/* INVALID: as popnorm_backward. UNSUPPORTED: weights; BLEND and RENORM; several affine slots in one group of BATCH. */
 POPNORM_API popnorm_status popnorm_double_backward(const popnorm_plan* plan, const popnorm_double_backward_args* args,
                                                    void* stream);
 

@@ -9,25 +9,6 @@
 namespace popnorm_test {
 namespace {
 
-constexpr std::int64_t kSamples = 8;
-constexpr std::int32_t kGroups = 3, kSlots = 2, kAffines = 2;
-
-popnorm_problem unmapped() { return popnorm::problem_nchw(kSamples, Scene::kC, Scene::kS); }
-
-popnorm_problem labelled() {
-  popnorm_problem p = unmapped();
-  p.norm_group = popnorm::labels(kGroups);
-  p.population_slot = popnorm::labels(kSlots);
-  p.affine_slot = popnorm::labels(kAffines);
-  return p;
-}
-
-popnorm_problem weighted(popnorm_weights weights) {
-  popnorm_problem p = unmapped();
-  p.weights = weights;
-  return p;
-}
-
 // ---------------------------------------------------------------------------------------------------- labels
 
 using Ids = std::vector<std::int32_t>;

@@ -22,10 +22,6 @@ struct Operand {
   const void* content;  // what an input must hold to be accepted
 };
 
-constexpr std::size_t kTensorBytes = sizeof(float) * Scene::kN * Scene::kC * Scene::kS;
-constexpr std::size_t kFloats = sizeof(float) * Scene::kC;
-constexpr std::size_t kDoubles = sizeof(double) * Scene::kC;
-
 template <class Args>
 bool may_be_in_place(const Operand<Args>& a, const Operand<Args>& b) {
   const auto is = [&](const char* out, const char* in) {
@@ -52,13 +48,13 @@ void expect_overlaps_found(Scene& scene, const Args& valid, Entry<Args> entry,
         Args args = valid;
         a.place(args, memory.data());
         b.place(args, memory.data() + distance);
-        // The larger last, so that the header of a population or reserve survives: overlap is then all that is wrong.
+        // The more aligned last, so that the header of a population or reserve survives: overlap is then all that is wrong.
         const auto fill = [&](const Operand<Args>& operand, std::byte* at) {
           if (operand.content != nullptr) std::memcpy(at, operand.content, operand.bytes);
         };
-        if (a.bytes < b.bytes) fill(a, memory.data());
+        if (a.alignment < b.alignment) fill(a, memory.data());
         fill(b, memory.data() + distance);
-        if (a.bytes >= b.bytes) fill(a, memory.data());
+        if (a.alignment >= b.alignment) fill(a, memory.data());
         const auto before = memory.snapshot();
         const auto scene_before = scene.snapshot();
         const popnorm_status status = entry(scene.plan.get(), &args, nullptr);
@@ -80,42 +76,45 @@ void expect_overlaps_found(Scene& scene, const Args& valid, Entry<Args> entry,
   }
 }
 
+// Operands of the scene's arrays: their sizes, and for inputs what they hold.
 template <class Args>
-Operand<Args> tensor_in(const char* name, const void* Args::*field, const Tensor& content) {
-  return {name, kTensorBytes, 4, false, [=](Args& a, void* p) { a.*field = p; }, content.data()};
+Operand<Args> input(const char* name, const void* Args::*field, const Array& a) {
+  return {name, a.buffer().size(), size_of(a.type()), false, [=](Args& args, void* p) { args.*field = p; }, a.data()};
 }
 template <class Args>
-Operand<Args> tensor_out(const char* name, void* Args::*field) {
-  return {name, kTensorBytes, 4, true, [=](Args& a, void* p) { a.*field = p; }, nullptr};
+Operand<Args> output(const char* name, void* Args::*field, const Array& a) {
+  return {name, a.buffer().size(), size_of(a.type()), true, [=](Args& args, void* p) { args.*field = p; }, nullptr};
 }
 template <class Args>
-Operand<Args> array_in(const char* name, const void* Args::*field, const Array& content) {
-  return {name, kFloats, 4, false, [=](Args& a, void* p) { a.*field = p; }, content.data()};
+Operand<Args> running(const char* name, void* popnorm_update::*field, const Array& a) {
+  return {name, a.buffer().size(), 4, true, [=](Args& args, void* p) { args.update.*field = p; }, nullptr};
 }
 template <class Args>
-Operand<Args> array_out(const char* name, void* Args::*field) {
-  return {name, kFloats, 4, true, [=](Args& a, void* p) { a.*field = p; }, nullptr};
+Operand<Args> given(const char* name, const void* popnorm_source::*field, const Array& a) {
+  return {name, a.buffer().size(), 4, false, [=](Args& args, void* p) { args.source.*field = p; }, a.data()};
 }
 template <class Args>
-Operand<Args> running(const char* name, void* popnorm_update::*field) {
-  return {name, kFloats, 4, true, [=](Args& a, void* p) { a.update.*field = p; }, nullptr};
-}
-template <class Args>
-Operand<Args> given(const char* name, const void* popnorm_source::*field, const Array& content) {
-  return {name, kFloats, 4, false, [=](Args& a, void* p) { a.source.*field = p; }, content.data()};
-}
-template <class Args>
-Operand<Args> moments_part(const char* name, double* popnorm_moment_arrays::*part, bool written, const Array& content) {
+Operand<Args> moments_part(const char* name, double* popnorm_moment_arrays::*part, bool written, const Array& a) {
   return {name,
-          kDoubles,
+          a.buffer().size(),
           8,
           written,
-          [=](Args& a, void* p) { a.moments.*part = static_cast<double*>(p); },
-          written ? nullptr : content.data()};
+          [=](Args& args, void* p) { args.moments.*part = static_cast<double*>(p); },
+          written ? nullptr : a.data()};
+}
+template <class Args, class Pointer>
+Operand<Args> sum(const char* name, Pointer Args::*field, const Array& a) {
+  const bool written = !std::is_const_v<std::remove_pointer_t<Pointer>>;
+  return {name,
+          a.buffer().size(),
+          8,
+          written,
+          [=](Args& args, void* p) { args.*field = static_cast<double*>(p); },
+          written ? nullptr : a.data()};
 }
 template <class Args>
-Operand<Args> workspace(const Scene& scene) {
-  return {"workspace", scene.workspace.size(), 64, true, [](Args& a, void* p) { a.workspace = p; }, nullptr};
+Operand<Args> workspace(const GuardedBuffer& buffer) {
+  return {"workspace", buffer.size(), 64, true, [](Args& a, void* p) { a.workspace = p; }, nullptr};
 }
 template <class Args>
 Operand<Args> reserve_in(const GuardedBuffer& content) {
@@ -126,118 +125,195 @@ Operand<Args> reserve_out(const Scene& scene) {
   return {"reserve", scene.reserve.size(), 64, true, [](Args& a, void* p) { a.reserve = p; }, nullptr};
 }
 
+template <class Args>
+using Operands = std::vector<Operand<Args>>;
+
+template <class Args>
+Operands<Args> operator+(Operands<Args> a, const Operands<Args>& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+// The labels and weights that the scene's problem has. `slots`: those of population slots are read.
+template <class Args>
+Operands<Args> batch_operands(const Scene& scene, bool slots = false) {
+  Operands<Args> all;
+  const popnorm_batch batch = scene.batch();
+  const auto labels = [&](const char* name, const std::int32_t* popnorm_batch::*field) {
+    if (batch.*field == nullptr) return;
+    all.push_back({name, sizeof(std::int32_t) * static_cast<std::size_t>(scene.problem.n), 4, false,
+                   [=](Args& a, void* p) { a.batch.*field = static_cast<const std::int32_t*>(p); }, batch.*field});
+  };
+  labels("batch.norm_group", &popnorm_batch::norm_group);
+  if (slots) labels("batch.population_slot", &popnorm_batch::population_slot);
+  if constexpr (!std::is_same_v<Args, popnorm_moments_args>) labels("batch.affine_slot", &popnorm_batch::affine_slot);
+  if (batch.weights != nullptr) {
+    const bool lengths = scene.problem.weights == POPNORM_LENGTHS;
+    const std::size_t size = lengths ? sizeof(std::int64_t) : sizeof(float);
+    const std::int64_t count =
+        scene.problem.n * (scene.problem.weights == POPNORM_WEIGHTS_PER_POSITION ? Scene::kS : 1);
+    all.push_back({"batch.weights", size * static_cast<std::size_t>(count), size, false,
+                   [](Args& a, void* p) { a.batch.weights = p; }, batch.weights});
+  }
+  return all;
+}
+
 // What forward and finalize have in common.
 template <class Args>
-std::vector<Operand<Args>> parameters_and_saved(Scene& scene) {
-  return {array_in("scale", &Args::scale, scene.scale), array_in("shift", &Args::shift, scene.shift),
-          array_out("saved_mean", &Args::saved_mean), array_out("saved_invstd", &Args::saved_invstd),
-          reserve_out<Args>(scene)};
+Operands<Args> parameters_and_saved(Scene& scene) {
+  return {input("scale", &Args::scale, scene.scale), input("shift", &Args::shift, scene.shift),
+          output("saved_mean", &Args::saved_mean, scene.saved_mean),
+          output("saved_invstd", &Args::saved_invstd, scene.saved_invstd), reserve_out<Args>(scene)};
 }
 
 template <class Args>
-void append(std::vector<Operand<Args>>& to, std::initializer_list<Operand<Args>> more) {
-  to.insert(to.end(), more);
+Operands<Args> running_statistics(const Scene& scene) {
+  return {running<Args>("update.running_mean", &popnorm_update::running_mean, scene.running_mean),
+          running<Args>("update.running_variance", &popnorm_update::running_variance, scene.running_variance)};
 }
 
-TEST(Overlap, Forward) {
+template <class Args>
+Operands<Args> moments_out(const Scene& scene) {
+  return {moments_part<Args>("weight", &popnorm_moment_arrays::weight, true, scene.weight),
+          moments_part<Args>("mean", &popnorm_moment_arrays::mean, true, scene.moments_mean),
+          moments_part<Args>("m2", &popnorm_moment_arrays::m2, true, scene.m2)};
+}
+
+Operands<popnorm_forward_args> tensors_of_forward(const Scene& scene) {
   using Args = popnorm_forward_args;
-  Scene scene;
-  std::vector<Operand<Args>> common = parameters_and_saved<Args>(scene);
-  append(common, {tensor_in("x", &Args::x, scene.x), tensor_out("y", &Args::y), workspace<Args>(scene)});
-
-  std::vector<Operand<Args>> batch = common;
-  append(batch, {running<Args>("update.running_mean", &popnorm_update::running_mean),
-                 running<Args>("update.running_variance", &popnorm_update::running_variance),
-                 moments_part<Args>("weight", &popnorm_moment_arrays::weight, true, scene.weight),
-                 moments_part<Args>("mean", &popnorm_moment_arrays::mean, true, scene.moments_mean),
-                 moments_part<Args>("m2", &popnorm_moment_arrays::m2, true, scene.m2)});
-  expect_overlaps_found<Args>(scene, scene.forward_batch(), popnorm_forward, batch);
-
-  const auto population = [&](const char* name, bool written, auto place, const GuardedBuffer& content) {
-    return Operand<Args>{name, content.size(), 8, written, place, content.data()};
-  };
-  std::vector<Operand<Args>> feeding = common;
-  append(feeding, {population(
-                      "update.population", true, [](Args& a, void* p) { a.update.population = p; }, scene.population)});
-  expect_overlaps_found<Args>(scene, scene.forward_feeding(), popnorm_forward, feeding);
-
-  std::vector<Operand<Args>> with_given = common;
-  append(with_given, {given<Args>("source.mean", &popnorm_source::mean, scene.mean),
-                      given<Args>("source.variance", &popnorm_source::variance, scene.variance)});
-  expect_overlaps_found<Args>(scene, scene.forward_given(), popnorm_forward, with_given);
-
-  std::vector<Operand<Args>> from_population = common;
-  append(from_population,
-         {population(
-             "source.population", false, [](Args& a, void* p) { a.source.population = p; }, scene.given_population)});
-  expect_overlaps_found<Args>(scene, scene.forward_given_population(), popnorm_forward, from_population);
+  return {input("x", &Args::x, scene.x), output("y", &Args::y, scene.y), workspace<Args>(scene.workspace)};
 }
 
-TEST(Overlap, Finalize) {
+// Plain, and with everything that says what the batch is: arrays then have a row for every group, slot or set of scales.
+struct Named {
+  const char* name;
+  popnorm_problem problem;
+};
+void PrintTo(const Named& n, std::ostream* out) { *out << n.name; }
+const Named kProblems[] = {{"plain", popnorm::problem_nchw(Scene::kN, Scene::kC, Scene::kS)},
+                           {"labelled", labelled()},
+                           {"weights_per_sample", weighted(POPNORM_WEIGHTS_PER_SAMPLE)},
+                           {"weights_per_position", weighted(POPNORM_WEIGHTS_PER_POSITION)},
+                           {"lengths", weighted(POPNORM_LENGTHS)}};
+
+class Overlap : public testing::TestWithParam<Named> {
+ protected:
+  Scene scene{GetParam().problem};
+};
+
+TEST_P(Overlap, Forward) {
+  using Args = popnorm_forward_args;
+  expect_overlaps_found<Args>(scene, scene.forward_batch(), popnorm_forward,
+                              parameters_and_saved<Args>(scene) + tensors_of_forward(scene) +
+                                  running_statistics<Args>(scene) + moments_out<Args>(scene) +
+                                  batch_operands<Args>(scene, true));
+}
+
+TEST_P(Overlap, ForwardThatFeedsAPopulation) {
+  using Args = popnorm_forward_args;
+  expect_overlaps_found<Args>(
+      scene, scene.forward_feeding(), popnorm_forward,
+      parameters_and_saved<Args>(scene) + tensors_of_forward(scene) +
+          Operands<Args>{{"update.population", scene.population.size(), 8, true,
+                          [](Args& a, void* p) { a.update.population = p; }, scene.population.data()}});
+}
+
+TEST_P(Overlap, ForwardByGivenStatistics) {
+  using Args = popnorm_forward_args;
+  // Saved statistics have a row per slot.
+  Operands<Args> common =
+      tensors_of_forward(scene) + Operands<Args>{input("scale", &Args::scale, scene.scale),
+                                                 input("shift", &Args::shift, scene.shift), reserve_out<Args>(scene)};
+  expect_overlaps_found<Args>(
+      scene, scene.forward_given(), popnorm_forward,
+      common + Operands<Args>{given<Args>("source.mean", &popnorm_source::mean, scene.mean),
+                              given<Args>("source.variance", &popnorm_source::variance, scene.variance)});
+  expect_overlaps_found<Args>(
+      scene, scene.forward_given_population(), popnorm_forward,
+      common + Operands<Args>{{"source.population", scene.given_population.size(), 8, false,
+                               [](Args& a, void* p) { a.source.population = p; }, scene.given_population.data()}});
+}
+
+TEST_P(Overlap, Finalize) {
   using Args = popnorm_finalize_args;
-  Scene scene;
-  std::vector<Operand<Args>> operands = parameters_and_saved<Args>(scene);
-  append(operands, {running<Args>("update.running_mean", &popnorm_update::running_mean),
-                    running<Args>("update.running_variance", &popnorm_update::running_variance),
-                    moments_part<Args>("weight", &popnorm_moment_arrays::weight, false, scene.part_weight),
-                    moments_part<Args>("mean", &popnorm_moment_arrays::mean, false, scene.part_mean),
-                    moments_part<Args>("m2", &popnorm_moment_arrays::m2, false, scene.part_m2)});
+  Operands<Args> operands =
+      parameters_and_saved<Args>(scene) + running_statistics<Args>(scene) +
+      Operands<Args>{moments_part<Args>("weight", &popnorm_moment_arrays::weight, false, scene.part_weight),
+                     moments_part<Args>("mean", &popnorm_moment_arrays::mean, false, scene.part_mean),
+                     moments_part<Args>("m2", &popnorm_moment_arrays::m2, false, scene.part_m2)};
+  if (scene.slots() > 1)
+    operands.push_back({"group_slot", sizeof(std::int32_t) * scene.group_slot.size(), 4, false,
+                        [](Args& a, void* p) { a.group_slot = static_cast<const std::int32_t*>(p); },
+                        scene.group_slot.data()});
   expect_overlaps_found<Args>(scene, scene.finalize(), popnorm_finalize, operands);
 }
 
-TEST(Overlap, Backward) {
+TEST_P(Overlap, Backward) {
   using Args = popnorm_backward_args;
-  Scene scene;
-  std::vector<Operand<Args>> common = {tensor_in("x", &Args::x, scene.x),  tensor_in("dy", &Args::dy, scene.dy),
-                                       tensor_out("dx", &Args::dx),        array_out("dscale", &Args::dscale),
-                                       array_out("dshift", &Args::dshift), workspace<Args>(scene)};
-  std::vector<Operand<Args>> with_reserve = common;
-  append(with_reserve, {reserve_in<Args>(scene.reserve)});
-  expect_overlaps_found<Args>(scene, scene.backward(), popnorm_backward, with_reserve);
-  std::vector<Operand<Args>> with_saved = common;
-  append(with_saved, {array_in("saved_mean", &Args::saved_mean, scene.saved_mean),
-                      array_in("saved_invstd", &Args::saved_invstd, scene.saved_invstd),
-                      array_in("scale", &Args::scale, scene.scale)});
-  expect_overlaps_found<Args>(scene, scene.backward_saved(), popnorm_backward, with_saved);
+  const Operands<Args> common = {input("x", &Args::x, scene.x),
+                                 input("dy", &Args::dy, scene.dy),
+                                 output("dx", &Args::dx, scene.dx),
+                                 output("dscale", &Args::dscale, scene.dscale),
+                                 output("dshift", &Args::dshift, scene.dshift),
+                                 workspace<Args>(scene.workspace)};
+  expect_overlaps_found<Args>(scene, scene.backward(), popnorm_backward,
+                              common + Operands<Args>{reserve_in<Args>(scene.reserve)} + batch_operands<Args>(scene));
+  if (scene.groups() > 1 || scene.problem.weights != POPNORM_UNWEIGHTED) return;  // a reserve is needed
+  expect_overlaps_found<Args>(scene, scene.backward_saved(), popnorm_backward,
+                              common + Operands<Args>{input("saved_mean", &Args::saved_mean, scene.saved_mean),
+                                                      input("saved_invstd", &Args::saved_invstd, scene.saved_invstd),
+                                                      input("scale", &Args::scale, scene.scale)});
 }
 
-TEST(Overlap, Stages) {
-  Scene scene;
+TEST_P(Overlap, Stages) {
   using Moments = popnorm_moments_args;
   expect_overlaps_found<Moments>(
       scene, scene.moments(), popnorm_moments,
-      {tensor_in("x", &Moments::x, scene.x),
-       moments_part<Moments>("weight", &popnorm_moment_arrays::weight, true, scene.weight),
-       moments_part<Moments>("mean", &popnorm_moment_arrays::mean, true, scene.moments_mean),
-       moments_part<Moments>("m2", &popnorm_moment_arrays::m2, true, scene.m2), workspace<Moments>(scene)});
+      Operands<Moments>{input("x", &Moments::x, scene.x), workspace<Moments>(scene.workspace)} +
+          moments_out<Moments>(scene) + batch_operands<Moments>(scene));
   using Normalize = popnorm_normalize_args;
-  expect_overlaps_found<Normalize>(scene, scene.normalize(), popnorm_normalize,
-                                   {tensor_in("x", &Normalize::x, scene.x), tensor_out("y", &Normalize::y),
-                                    reserve_in<Normalize>(scene.reserve), workspace<Normalize>(scene)});
+  expect_overlaps_found<Normalize>(
+      scene, scene.normalize(), popnorm_normalize,
+      Operands<Normalize>{input("x", &Normalize::x, scene.x), output("y", &Normalize::y, scene.y),
+                          reserve_in<Normalize>(scene.reserve), workspace<Normalize>(scene.workspace)} +
+          batch_operands<Normalize>(scene));
   using Reduce = popnorm_backward_reduce_args;
   expect_overlaps_found<Reduce>(
       scene, scene.backward_reduce(), popnorm_backward_reduce,
-      {tensor_in("x", &Reduce::x, scene.x),
-       tensor_in("dy", &Reduce::dy, scene.dy),
-       reserve_in<Reduce>(scene.reserve),
-       {"sum_dy", kDoubles, 8, true, [](Reduce& a, void* p) { a.sum_dy = static_cast<double*>(p); }, nullptr},
-       {"sum_dy_xhat", kDoubles, 8, true, [](Reduce& a, void* p) { a.sum_dy_xhat = static_cast<double*>(p); }, nullptr},
-       workspace<Reduce>(scene)});
+      Operands<Reduce>{input("x", &Reduce::x, scene.x), input("dy", &Reduce::dy, scene.dy),
+                       reserve_in<Reduce>(scene.reserve), sum("sum_dy", &Reduce::sum_dy, scene.sum_dy),
+                       sum("sum_dy_xhat", &Reduce::sum_dy_xhat, scene.sum_dy_xhat),
+                       output("dscale", &Reduce::dscale, scene.dscale), output("dshift", &Reduce::dshift, scene.dshift),
+                       workspace<Reduce>(scene.workspace)} +
+          batch_operands<Reduce>(scene));
   using Apply = popnorm_backward_apply_args;
   expect_overlaps_found<Apply>(
       scene, scene.backward_apply(), popnorm_backward_apply,
-      {tensor_in("x", &Apply::x, scene.x),
-       tensor_in("dy", &Apply::dy, scene.dy),
-       tensor_out("dx", &Apply::dx),
-       reserve_in<Apply>(scene.reserve),
-       {"sum_dy", kDoubles, 8, false, [](Apply& a, void* p) { a.sum_dy = static_cast<double*>(p); },
-        scene.part_weight.data()},
-       {"sum_dy_xhat", kDoubles, 8, false, [](Apply& a, void* p) { a.sum_dy_xhat = static_cast<double*>(p); },
-        scene.part_m2.data()},
-       workspace<Apply>(scene)});
+      Operands<Apply>{input("x", &Apply::x, scene.x), input("dy", &Apply::dy, scene.dy),
+                      output("dx", &Apply::dx, scene.dx), reserve_in<Apply>(scene.reserve),
+                      sum("sum_dy", &Apply::sum_dy, scene.part_weight),
+                      sum("sum_dy_xhat", &Apply::sum_dy_xhat, scene.part_m2), workspace<Apply>(scene.workspace)} +
+          batch_operands<Apply>(scene));
 }
 
-TEST(Overlap, InputsMayShareMemory) {
+TEST_P(Overlap, DoubleBackward) {
+  if (scene.problem.weights != POPNORM_UNWEIGHTED) return;  // not served
+  using Args = popnorm_double_backward_args;
+  expect_overlaps_found<Args>(
+      scene, scene.double_backward(), popnorm_double_backward,
+      Operands<Args>{input("x", &Args::x, scene.x), input("dy", &Args::dy, scene.dy), input("v", &Args::v, scene.v),
+                     input("v_scale", &Args::v_scale, scene.v_scale), input("v_shift", &Args::v_shift, scene.v_shift),
+                     reserve_in<Args>(scene.reserve), output("grad_x", &Args::grad_x, scene.grad_x),
+                     output("grad_dy", &Args::grad_dy, scene.grad_dy),
+                     output("grad_scale", &Args::grad_scale, scene.grad_scale),
+                     workspace<Args>(scene.double_workspace)} +
+          batch_operands<Args>(scene));
+}
+
+INSTANTIATE_TEST_SUITE_P(Problems, Overlap, testing::ValuesIn(kProblems),
+                         [](const auto& of) { return std::string(of.param.name); });
+
+TEST(Sharing, OfInputsIsAccepted) {
   Scene scene;
   popnorm_forward_args args = scene.forward_given();
   args.scale = args.shift = args.source.mean = args.source.variance = scene.variance.data();
@@ -247,7 +323,7 @@ TEST(Overlap, InputsMayShareMemory) {
   EXPECT_TRUE(succeeded(popnorm_backward(scene.plan.get(), &backward, nullptr)));
 }
 
-TEST(Overlap, CombineMayWriteOneOfItsParts) {
+TEST(Sharing, OfCombinesOutputWithAPartIsAccepted) {
   Scene scene;
   popnorm_combine_args args = scene.combine();
   args.moments = scene.parts_in();

@@ -335,6 +335,26 @@ class Scene {
   [[nodiscard]] Array affines() const { return floats(plan.info().affine_slots); }
 };
 
+// Problems that say what the batch is.
+inline constexpr std::int64_t kSamples = 8;
+inline constexpr std::int32_t kGroups = 3, kSlots = 2, kAffines = 2;
+
+inline popnorm_problem unmapped() { return popnorm::problem_nchw(kSamples, Scene::kC, Scene::kS); }
+
+inline popnorm_problem labelled() {
+  popnorm_problem p = unmapped();
+  p.norm_group = popnorm::labels(kGroups);
+  p.population_slot = popnorm::labels(kSlots);
+  p.affine_slot = popnorm::labels(kAffines);
+  return p;
+}
+
+inline popnorm_problem weighted(popnorm_weights weights) {
+  popnorm_problem p = unmapped();
+  p.weights = weights;
+  return p;
+}
+
 }  // namespace popnorm_test
 
 #endif
