@@ -272,8 +272,16 @@ class Memory {
 
   static bool is(const Region& r, const char* name) { return std::strcmp(r.name, name) == 0; }
 
+  // What is read before it is written.
   static bool in_place(const Region& w, const Region& o) {
-    return same_memory(w, o) && ((is(w, "y") && is(o, "x")) || (is(w, "dx") && (is(o, "dy") || is(o, "x"))));
+    constexpr const char* kPairs[][2] = {{"y", "x"},
+                                         {"dx", "x"},
+                                         {"dx", "dy"},
+                                         {"update.running_mean", "source.mean"},
+                                         {"update.running_variance", "source.variance"},
+                                         {"update.population", "source.population"}};
+    return same_memory(w, o) &&
+           std::ranges::any_of(kPairs, [&](const auto& pair) { return is(w, pair[0]) && is(o, pair[1]); });
   }
 
   // Two tensors of the same strides, side by side in one allocation: rows start `distance` apart, give or take whole

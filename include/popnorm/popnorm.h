@@ -24,8 +24,9 @@
  *            through batch statistics, dx = scale*invstd*dy with given statistics. w = 1 unless the problem has weights.
  *            Error bounds: docs/numerics.md.
  *
- * Aliasing.  y may be x, dx may be dy or x (same pointer and same strides). No other output may overlap an input or
- *            another output; overlap is found and refused (POPNORM_INVALID).
+ * Aliasing.  y may be x, dx may be dy or x (same pointer and same strides), and what is updated may be the source of this
+ *            call's statistics. No other output may overlap an input or another output; overlap is found and refused
+ *            (POPNORM_INVALID).
  *
  * Errors.    Every entry returns a status. On anything but POPNORM_SUCCESS (and POPNORM_INTERNAL, when an executor left
  *            tasks undone) nothing was written to the caller's buffers, and popnorm_last_error() says which subject had

@@ -345,5 +345,51 @@ TEST(Populations, AreFedTheGroupsOfTheirSlotAsOneBatch) {
   }
 }
 
+// Training by blends or batch renormalization feeds the very population that it normalizes by.
+TEST(Populations, MayBeFedByTheCallThatTheyNormalize) {
+  constexpr std::int64_t n = 12, c = 5, s = 7, slots = 3;
+  Random random("fed and used");
+  std::vector<float> x(n * c * s), y[2] = {x, x}, mean, variance;
+  for (float& value : x) value = static_cast<float>(random.normal());
+  for (std::int64_t i = 0; i < slots * c; ++i) {
+    mean.push_back(static_cast<float>(random.uniform(-1, 1)));
+    variance.push_back(static_cast<float>(random.uniform(0.5, 2)));
+  }
+  popnorm_problem problem = popnorm::problem_nhwc(n, c, s);
+  problem.norm_group = popnorm::contiguous(2);
+  problem.population_slot = popnorm::contiguous(4);
+  const popnorm::plan plan(problem);
+  for (const popnorm_statistics statistics : {POPNORM_BLEND, POPNORM_RENORM}) {
+    std::vector<float> running_mean[2] = {mean, mean}, running_variance[2] = {variance, variance};
+    popnorm::population population[2] = {{slots, c}, {slots, c}};
+    const popnorm::population before = population[0].copy();
+    for (const bool arrays : {true, false})
+      for (const int own : {0, 1}) {
+        popnorm::buffer workspace = plan.make_workspace();
+        popnorm_forward_args a = popnorm::forward_args(workspace);
+        a.x = x.data();
+        a.y = y[own].data();
+        a.source.statistics = statistics;
+        if (arrays) {
+          a.update.running_mean = running_mean[own].data();
+          a.update.running_variance = running_variance[own].data();
+          a.source.mean = own ? a.update.running_mean : mean.data();
+          a.source.variance = own ? a.update.running_variance : variance.data();
+        } else {
+          a.update.population = population[own].data();
+          a.source.population = own ? a.update.population : before.data();
+          a.update.population_bytes = a.source.population_bytes = before.size();
+        }
+        plan.forward(a);
+      }
+    EXPECT_EQ(y[0], y[1]);
+    EXPECT_EQ(running_mean[0], running_mean[1]);
+    EXPECT_EQ(running_variance[0], running_variance[1]);
+    EXPECT_NE(running_mean[0], mean) << "nothing was fed";
+    EXPECT_EQ(population[0].serialize(), population[1].serialize());
+    EXPECT_NE(population[0].serialize(), before.serialize()) << "nothing was fed";
+  }
+}
+
 }  // namespace
 }  // namespace popnorm_test
