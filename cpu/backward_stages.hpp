@@ -147,19 +147,20 @@ struct Backward {
         const T* first = b.samples.template at<T>(tensor, strides, n, box.s0, c.begin);
         return Input{first, strides.sample, strides.row, first + ahead * (p.form == Form::rows ? strides.row : 1)};
       };
-      const Output dx{b.samples.template at<T>(b.dx, p.dx, n, box.s0, c.begin), p.dx.sample, p.dx.row};
+      const Output out{b.samples.template at<T>(b.dx, p.dx, n, box.s0, c.begin), p.dx.sample, p.dx.row};
       const std::int64_t at = cell * p.c + c.begin;
       T* const* row = b.space.row;
       if (!b.source.through()) {
         // dx = a*dy: normalize with k1 = k2 = 0, which does not read x.
-        const NormalizeArgs args{block, input(b.dy, p.dy), dx, row[3] + at, row[2] + at, row[4] + at, b.stores, choice};
+        const NormalizeArgs args{block,       input(b.dy, p.dy), out,      row[3] + at,
+                                 row[2] + at, row[4] + at,       b.stores, choice};
         if (b.samples.weighted())
           b.kernels.weighted_normalize({args, b.samples.weights(n, box.s0)});
         else
           b.kernels.normalize(args);
         return;
       }
-      const BackwardApplyArgs args{block,       input(b.x, p.x), input(b.dy, p.dy), dx,       row[0] + at, row[1] + at,
+      const BackwardApplyArgs args{block,       input(b.x, p.x), input(b.dy, p.dy), out,      row[0] + at, row[1] + at,
                                    row[2] + at, row[3] + at,     row[4] + at,       b.stores, choice};
       if (b.samples.weighted())
         b.kernels.weighted_backward_apply({args, b.samples.weights(n, box.s0)});

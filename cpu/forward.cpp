@@ -242,11 +242,11 @@ struct Forward {
     const Forward& f = *static_cast<const Forward*>(context);
     const Problem& p = f.plan.problem;
     f.samples.for_each_part(box, [&](std::int64_t n, std::int64_t count, std::int64_t cell, const RowChoice& choice) {
-      const T* x = f.samples.template at<T>(f.x, p.x, n, box.s0, c.begin);
+      const T* first = f.samples.template at<T>(f.x, p.x, n, box.s0, c.begin);
       const std::int64_t at = cell * p.c + c.begin;
       const std::int64_t step = p.form == Form::rows ? p.x.row : 1;
       const NormalizeArgs args{{count, box.s1 - box.s0, c.end - c.begin, nullptr},
-                               {x, p.x.sample, p.x.row, x + ahead * step},
+                               {first, p.x.sample, p.x.row, first + ahead * step},
                                {f.samples.template at<T>(f.y, p.y, n, box.s0, c.begin), p.y.sample, p.y.row},
                                f.space.row[0] + at,
                                f.space.row[1] + at,
