@@ -138,8 +138,10 @@ int run() {
   Batch batch{std::vector<float>(kMicroBatches * kElements), {}, {1.0f, 2.0f, 0.5f}, {0.0f, -1.0f, 3.0f}};
   // Micro-batches differ in mean and spread: normalized one by one they would look alike.
   for (std::int64_t i = 0; i < kMicroBatches * kElements; ++i) {
-    const auto micro_batch = static_cast<float>(i / kElements), t = static_cast<float>(i);
-    batch.x[i] = 10 * micro_batch + (1 + micro_batch) * std::sin(0.7f * t);
+    const std::int64_t micro_batch = i / kElements;
+    const auto mean = static_cast<float>(10 * micro_batch), spread = static_cast<float>(1 + micro_batch);
+    const auto t = static_cast<float>(i);
+    batch.x[i] = mean + spread * std::sin(0.7f * t);
     batch.dy.push_back(std::cos(0.3f * t));
   }
   const Result whole = at_once(batch), accumulated = by_micro_batches(batch);

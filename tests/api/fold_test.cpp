@@ -237,12 +237,13 @@ TEST(FoldArguments, ThatBreakARuleAreRefused) {
   input("variance", &Args::variance, true);
   input("scale", &Args::scale, false);
   input("shift", &Args::shift, false);
-  for (const auto& [name, field] : {std::pair<const char*, void * Args::*>{"folded_weights", &Args::folded_weights},
-                                    {"folded_bias", &Args::folded_bias}}) {
+  const auto output = [&](const char* name, void* Args::*field) {
     faults.push_back({name, [=](Args& a) { a.*field = nullptr; }, {std::string(name) + " is null"}});
     faults.push_back(
         {name, [=](Args& a) { a.*field = const_cast<void*>(unaligned(a.*field)); }, {std::string(name), "align"}});
-  }
+  };
+  output("folded_weights", &Args::folded_weights);
+  output("folded_bias", &Args::folded_bias);
   const double variance = folded.variance.get(3);
   for (Fault& fault : faults) {
     SCOPED_TRACE(fault.what);

@@ -43,7 +43,6 @@ class DoubleOracle {
   DoubleOracle(const MapCase& of, const Drawn& cotangents)
       : m_(of.meaning()),
         o_(of.oracle()),
-        x_(of.x_values),
         dy_(of.dy_values),
         v_(cotangents.v.by_channel()),
         v_scale_(cotangents.scale.values()),
@@ -154,7 +153,7 @@ class DoubleOracle {
 
   const Meaning& m_;
   const Oracle& o_;
-  const Values &x_, &dy_;
+  const Values& dy_;
   const Values v_, v_scale_, v_shift_;
   std::vector<Row> rows_;
 };
