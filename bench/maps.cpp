@@ -35,7 +35,7 @@ const Shape kShapes[] = {
     {POPNORM_NCHW, {50, 512, 16, 16, {}, 1}},  {POPNORM_NCHW, {50, 512, 7, 7, {}, 1}},
     {POPNORM_NHWC, {50, 64, 56, 56, {}, 1}},   {POPNORM_NHWC, {50, 256, 14, 14, {}, 1}},
     {POPNORM_NHWC, {50, 2048, 7, 7, {}, 1}},   {POPNORM_NHWC, {1024, 64, 7, 7, {}, 1}},
-    {POPNORM_NHWC, {1000000, 8, 1, 1, {}, 1}}, {POPNORM_NHWC, {100000, 64, 1, 1, {}, 1}},
+    {POPNORM_NHWC, {1000000, 8, 1, 1, {}, 1}}, {POPNORM_NHWC, {1000000, 64, 1, 1, {}, 1}},
 };
 
 constexpr std::int64_t kDomains = 8;

@@ -14,6 +14,13 @@ constexpr std::int64_t kInlineBytes = std::int64_t{128} << 10;
 // Tasks per thread: enough to level out unequal speeds, few enough that each is long against its start.
 constexpr std::int64_t kTasksPerThread = 4;
 
+// Boxes of output are cut so small that tasks of several can be about equal, but not smaller than this.
+constexpr std::int64_t kBoxesPerTask = 4;
+constexpr std::int64_t kLeastBoxBytes = std::int64_t{32} << 10;
+
+// In the columns form rows of memory are not cut to less than this only to go round.
+constexpr std::int64_t kLeastRowBytes = std::int64_t{1} << 10;
+
 // A last-level cache of this size or more belongs to a whole socket: far away, and shared with others. Threads count on twice
 // their second-level caches instead (measured: non-temporal stores win from there on, docs/performance.md).
 constexpr std::int64_t kSocketCache = std::int64_t{128} << 20;
@@ -47,6 +54,38 @@ bool is_intel() {
   return __get_cpuid(0, &a, &b, &c, &d) != 0 && b == signature_INTEL_ebx;
 }
 
+// A cut of `count` equal pieces of work, in tasks of `grain` neighbours by `cuts` of the channels.
+struct Cuts {
+  std::int64_t grain;
+  std::int64_t cuts = 1;
+};
+
+// The share of the threads' time that is work, if every task starts as soon as a thread is free.
+double balance(std::int64_t count, std::int64_t threads, const Cuts& c) {
+  const std::int64_t rounds = divide_up(divide_up(count, c.grain) * c.cuts, threads);
+  return static_cast<double>(count * c.cuts) / static_cast<double>(threads * rounds * c.grain);
+}
+
+// About `tasks` tasks that go round. Channels are cut too where there are not enough pieces; in the columns form not lightly,
+// since it makes every row of memory shorter: `most_cuts` says how far only to go round.
+Cuts choose_cuts(const Problem& p, std::int64_t count, std::int64_t threads, std::int64_t tasks,
+                 std::int64_t most_cuts) {
+  constexpr double kBalanced = 0.9;
+  Cuts best{divide_up(count, tasks)};
+  const std::int64_t least = divide_up(best.grain, 2);
+  for (Cuts c = best; c.grain >= least; --c.grain)
+    if (balance(count, threads, c) > balance(count, threads, best)) best = c;
+  const std::int64_t parts = divide_up(count, best.grain);
+  if (parts < (p.form == Form::rows ? tasks : 2 * threads)) {
+    best.cuts = divide_up(tasks, parts);
+    while (parts * best.cuts % threads != 0) ++best.cuts;
+    return best;
+  }
+  for (Cuts c = best; c.cuts <= most_cuts && balance(count, threads, best) < kBalanced; ++c.cuts)
+    if (balance(count, threads, c) > balance(count, threads, best)) best = c;
+  return best;
+}
+
 }  // namespace
 
 const Machine& this_machine() {
@@ -64,6 +103,13 @@ const Machine& this_machine() {
     return found;
   }();
   return machine;
+}
+
+std::int64_t box_length(const Problem& p, std::int64_t n, int concurrency) {
+  const std::int64_t threads = std::max(concurrency, 1);
+  const std::int64_t share = divide_up(n * p.s, threads * kTasksPerThread * kBoxesPerTask);
+  const std::int64_t least = divide_up(kLeastBoxBytes, p.c * size_of(p.storage));
+  return std::min(tile_length(p.form, n, p.c, p.s), std::max({share, least, std::int64_t{1}}));
 }
 
 Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& work, const Machine& machine,
@@ -112,18 +158,15 @@ Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& wor
   }
 
   const std::int64_t tasks = b.parallel ? threads * kTasksPerThread : 1;
-  b.units = divide_up(std::max<std::int64_t>(extent.units, 1), tasks);
-  b.boxes = divide_up(std::max<std::int64_t>(extent.boxes, 1), tasks);
-  const std::int64_t parts = divide_up(std::max<std::int64_t>(extent.boxes, 1), b.boxes);
-  // Channels are cut too where boxes do not go round: into as many pieces as make equal shares. Not lightly in the columns
-  // form, where it makes every row of memory shorter.
-  std::int64_t cuts = 1;
-  if (parts < (rows ? tasks : 2 * threads)) {
-    cuts = divide_up(tasks, parts);
-    while (parts * cuts % threads != 0) ++cuts;
-  }
   const std::int64_t unit = rows ? 1 : line;
-  b.channels = std::min(p.c, divide_up(divide_up(p.c, cuts), unit) * unit);
+  const auto channels = [&](const Cuts& c) { return std::min(p.c, divide_up(divide_up(p.c, c.cuts), unit) * unit); };
+  const std::int64_t most_cuts = rows ? 1 : p.c * size_of(p.storage) / kLeastRowBytes;
+  const Cuts reduce = choose_cuts(p, std::max<std::int64_t>(extent.units, 1), threads, tasks, most_cuts);
+  const Cuts apply = choose_cuts(p, std::max<std::int64_t>(extent.boxes, 1), threads, tasks, 1);
+  b.units = reduce.grain;
+  b.channels = channels(reduce);
+  b.boxes = apply.grain;
+  b.box_channels = channels(apply);
   return b;
 }
 

@@ -26,7 +26,7 @@ const Machine& this_machine();
 struct Blocking {
   // Rows, if not 0: tasks of so many statistics rows, each reduced, folded and applied while it is in cache.
   // Slabs: channel groups of `channels`, `slabs_per_task` consecutive ones per task.
-  // Phases: tasks of `units` units or `boxes` boxes x `channels` channels.
+  // Phases: tasks of `units` units x `channels` channels, then of `boxes` boxes x `box_channels` channels.
   std::int64_t rows;
   bool slabs;
   std::int64_t channels;
@@ -34,6 +34,7 @@ struct Blocking {
   bool prefetch;  // the next slab has room in cache beside this one
   std::int64_t units;
   std::int64_t boxes;
+  std::int64_t box_channels;
   bool parallel;  // else the calling thread does it all
   Stores stores;
 };
@@ -55,6 +56,9 @@ struct Extent {
   std::int64_t boxes;
   std::int64_t rows = 0;
 };
+
+// Positions of a box of output: tiles, or less where these would not go round.
+std::int64_t box_length(const Problem& p, std::int64_t n, int concurrency);
 
 Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& work, const Machine& machine,
                          int concurrency, popnorm_schedule schedule, popnorm_stores stores);

@@ -204,7 +204,7 @@ inline Placement place(const Plan& plan, const Wave& wave, std::int64_t units, c
   const Problem& p = plan.problem;
   const State& state = state_of(plan);
   const Executor executor = state.executor.parallel_for != nullptr ? state.executor : tbb_executor();
-  const Tiling boxes(wave.n, p.s, tile_length(p.form, wave.n, p.c, p.s), wave.n);
+  const Tiling boxes(wave.n, p.s, box_length(p, wave.n, executor.concurrency), wave.n);
   const Extent extent{wave.n, p.n, units, boxes.tiles(), rows};
   return {executor, choose_blocking(p, extent, work, this_machine(), executor.concurrency, plan.schedule, plan.stores),
           boxes};

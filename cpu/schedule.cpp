@@ -81,12 +81,12 @@ bool run_rows(const Stages& stages, const Blocking& b, const Executor& executor)
 
 bool run_phases(const Stages& stages, const Blocking& b, const Tiling& boxes, std::int64_t channels,
                 const Executor& executor) {
-  const std::int64_t cuts = divide_up(channels, b.channels);
-  // stage(begin, end, channels) over [0, count) in pieces of `grain`, and over the cuts of channels.
-  const auto over = [&](std::int64_t count, std::int64_t grain, const auto& stage) {
+  // stage(begin, end, channels) over [0, count) in pieces of `grain`, and over channels in pieces of `width`.
+  const auto over = [&](std::int64_t count, std::int64_t grain, std::int64_t width, const auto& stage) {
+    const std::int64_t cuts = divide_up(channels, width);
     return for_each_task(executor, divide_up(count, grain) * cuts, [&](std::int64_t task) {
       const std::int64_t cut = task % cuts;
-      const Channels c{cut * b.channels, std::min(channels, (cut + 1) * b.channels)};
+      const Channels c{cut * width, std::min(channels, (cut + 1) * width)};
       stage(task / cuts * grain, std::min(count, (task / cuts + 1) * grain), c);
     });
   };
@@ -96,13 +96,13 @@ bool run_phases(const Stages& stages, const Blocking& b, const Tiling& boxes, st
       std::min(channels, std::max<std::int64_t>(kFoldGrain / std::max<std::int64_t>(stages.units, 1), 8));
   bool complete = true;
   if (stages.reduce != nullptr)
-    complete = over(stages.units, b.units,
+    complete = over(stages.units, b.units, b.channels,
                     [&](std::int64_t begin, std::int64_t end, Channels c) { reduce_units(stages, begin, end, c); });
   complete = complete && for_each_task(executor, divide_up(channels, fold_channels), [&](std::int64_t i) {
                stages.fold(stages.context, {i * fold_channels, std::min(channels, (i + 1) * fold_channels)});
              });
   if (complete && stages.apply != nullptr)
-    complete = over(boxes.tiles(), b.boxes, [&](std::int64_t begin, std::int64_t end, Channels c) {
+    complete = over(boxes.tiles(), b.boxes, b.box_channels, [&](std::int64_t begin, std::int64_t end, Channels c) {
       for_each_box(boxes, begin, end, [&](const Tile& box) { stages.apply(stages.context, box, c, 0); });
     });
   return complete;

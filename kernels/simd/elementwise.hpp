@@ -343,6 +343,30 @@ POPNORM_INLINE void elementwise_positions(const ElementwiseArgs<Op>& args, std::
     sweep(ColumnsWalk<Op>(args.run(sample, s, step * block.channels), rows, block.channels), args.stores);
 }
 
+// Rows of coefficients beyond this leave the first-level cache before the next position needs them.
+inline constexpr std::int64_t kWideBytes = 16384;
+
+// Sample k, positions of whole vectors end to end: each coefficient is read once for four of them.
+template <bool streaming, class Op>
+POPNORM_INLINE void elementwise_wide(const ElementwiseArgs<Op>& args, std::int64_t k,
+                                     const typename Op::Type* const* rows) {
+  const Block& block = args.block;
+  const std::int64_t sample = sample_of(block, k);
+  const std::int64_t fours = block.positions / 4 * 4;
+  for (std::int64_t s = 0; s < fours; s += 4) {
+    const Run<Op> run = args.run(sample, s, 4 * block.channels);
+    for (std::int64_t c = 0; c < block.channels; c += Run<Op>::W) {
+      Coefficients<Op> here;
+      for (int r = 0; r < Op::kRows; ++r) here.row[r] = load(rows[r] + c);
+      unroll<4>([&](auto r)
+                    __attribute__((always_inline)) { run.template vector<streaming>(r * block.channels + c, here); });
+    }
+  }
+  if (fours < block.positions)
+    sweep(ColumnsWalk<Op>(args.run(sample, fours, (block.positions - fours) * block.channels), rows, block.channels),
+          args.stores);
+}
+
 // Samples of one position each that lie end to end but have different rows: the rows of several samples make one period.
 template <class Op>
 POPNORM_INLINE void elementwise_mixed(const ElementwiseArgs<Op>& args, PeriodicRows<Op>& table) {
@@ -449,10 +473,14 @@ void elementwise_columns(const ElementwiseArgs<Op>& given) {
   const bool flat = block.positions > 1 && args.rows_end_to_end(block.channels);
   const bool periodic = flat && !whole_vectors && block.channels <= longest;
   const std::int64_t step = periodic || (flat && whole_vectors) ? block.positions : 1;
+  const bool wide =
+      flat && whole_vectors && Op::kRows * block.channels * static_cast<std::int64_t>(sizeof(T)) > kWideBytes;
   for (std::int64_t k = 0; k < block.samples; ++k) {
     const T* rows[Op::kRows];
     args.rows_of(k, 0, rows);
-    if (periodic) {
+    if (wide) {
+      args.stores == Stores::ordinary ? elementwise_wide<false>(args, k, rows) : elementwise_wide<true>(args, k, rows);
+    } else if (periodic) {
       if (k == 0 || (args.choice.row != nullptr && args.choice.row[k] != args.choice.row[k - 1])) {
         table.put(rows, 0, block.channels);
         table.close(block.channels);

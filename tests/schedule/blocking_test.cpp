@@ -26,14 +26,14 @@ constexpr Machine kMachine{std::int64_t{1} << 20, std::int64_t{32} << 20, false}
 constexpr Work kForward{1, true, true};
 constexpr Work kInference{1, false, true};
 
-Extent extent(const Problem& p) {
-  const std::int64_t tiles = Tiling(p.n, p.s, tile_length(p.form, p.n, p.c, p.s), p.n).tiles();
-  return {p.n, p.n, tiles, tiles};
+Extent extent(const Problem& p, int threads) {
+  const auto count = [&](std::int64_t length) { return Tiling(p.n, p.s, length, p.n).tiles(); };
+  return {p.n, p.n, count(tile_length(p.form, p.n, p.c, p.s)), count(box_length(p, p.n, threads))};
 }
 
 Blocking choose(const Problem& p, int threads, const Work& work = kForward,
                 popnorm_schedule schedule = POPNORM_SCHEDULE_AUTO, popnorm_stores stores = POPNORM_STORES_AUTO) {
-  return choose_blocking(p, extent(p), work, kMachine, threads, schedule, stores);
+  return choose_blocking(p, extent(p, threads), work, kMachine, threads, schedule, stores);
 }
 
 TEST(Blocking, SmallCallsRunOnTheCallingThread) {
@@ -76,10 +76,30 @@ TEST(Blocking, StreamsInPagesWhereTheMachineWantsThem) {
   machine.page_streams = true;
   const Problem p = problem(Form::columns, 50, 256, 3136);
   const auto stores = [&](popnorm_stores wanted) {
-    return choose_blocking(p, extent(p), kInference, machine, 2, POPNORM_SCHEDULE_AUTO, wanted).stores;
+    return choose_blocking(p, extent(p, 2), kInference, machine, 2, POPNORM_SCHEDULE_AUTO, wanted).stores;
   };
   EXPECT_EQ(stores(POPNORM_STORES_AUTO), Stores::streaming_pages);
   EXPECT_EQ(stores(POPNORM_STORES_ORDINARY), Stores::ordinary);
+}
+
+// Five tiles on two threads would leave one of them idle for a sixth of the time.
+TEST(Blocking, TasksGoRound) {
+  constexpr int threads = 2;
+  for (const std::int64_t c : {512, 1024, 2048})
+    for (const std::int64_t s : {49, 196}) {
+      const Problem p = problem(Form::columns, 50, c, s);
+      const Extent e = extent(p, threads);
+      const Blocking b = choose(p, threads);
+      const auto busy = [&](std::int64_t count, std::int64_t grain, std::int64_t channels) {
+        const std::int64_t cuts = (c + channels - 1) / channels;
+        const std::int64_t rounds = ((count + grain - 1) / grain * cuts + threads - 1) / threads;
+        return static_cast<double>(count * cuts) / static_cast<double>(threads * rounds * grain);
+      };
+      EXPECT_GE(busy(e.units, b.units, b.channels), 0.9) << "C " << c << " S " << s;
+      EXPECT_GE(busy(e.boxes, b.boxes, b.box_channels), 0.9) << "C " << c << " S " << s;
+      EXPECT_EQ(b.box_channels, c) << "rows of output are whole";
+      EXPECT_GE(b.channels * 4, 1024) << "rows of input are long";
+    }
 }
 
 TEST(Blocking, CutsAreWithinTheProblemForAnyShape) {
@@ -92,6 +112,8 @@ TEST(Blocking, CutsAreWithinTheProblemForAnyShape) {
               const Blocking b = choose(problem(form, n, c, s), threads, kForward, schedule);
               ASSERT_GE(b.channels, 1);
               ASSERT_LE(b.channels, c);
+              ASSERT_GE(b.slabs ? 1 : b.box_channels, 1);
+              ASSERT_LE(b.slabs ? 1 : b.box_channels, c);
               ASSERT_GE(b.slabs ? b.slabs_per_task : std::min(b.units, b.boxes), 1);
             }
 }
