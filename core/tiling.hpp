@@ -25,13 +25,16 @@ inline constexpr std::int64_t kSlotBudget = (std::int64_t{3} << 20) / 16;
 inline constexpr std::int64_t kLongestTile = std::int64_t{1} << 24;
 
 // L for a problem whose tiles hold samples of up to `interleaved` groups: enough of each for its slot to be cheap, yet in the
-// columns form, where a group's samples are picked out of the tile, few enough to stay in the second-level cache.
+// columns form, where a group's samples are picked out of the tile, few enough to stay in the second-level cache. Measured: in
+// the rows form a group's part is like a whole tile of plain batch normalization, unless that holds but one sample anyway.
 inline std::int64_t tile_length(Form form, std::int64_t n, std::int64_t c, std::int64_t s,
                                 std::int64_t interleaved = 1) {
   std::int64_t length = form == Form::rows ? kRowsTile : kColumnsTile;
   const double budget = std::max(static_cast<double>(kSlotBudget) / static_cast<double>(c), 1.0);
   const double grown = static_cast<double>(n) * static_cast<double>(s) / budget;
-  const std::int64_t each = form == Form::rows ? 256 : std::clamp<std::int64_t>(4096 / c, 64, 256);
+  const std::int64_t each = form == Form::columns ? std::clamp<std::int64_t>(4096 / c, 64, 256)
+                            : s <= kRowsTile / 2  ? kRowsTile
+                                                  : 256;
   while ((static_cast<double>(length) < grown || length < each * interleaved) && length < kLongestTile) length *= 2;
   return length;
 }
