@@ -65,7 +65,8 @@ class Partition {
     shape.in_order = popnorm::in_order(map);
     shape.samples_per_class = shape.in_order ? std::max<std::int64_t>(samples_per_id(map, n), 1) : 1;
     const bool few = !shape.in_order && most_classes <= kMostInterleaved;
-    shape.length = tile_length(p.form, p.n, p.c, p.s, few ? most_classes : 1);
+    shape.length = tile_length(p.form, p.n, p.c, p.s, few ? most_classes : 1,
+                               p.norm_group.kind == POPNORM_LABELS || p.affine_slot.kind == POPNORM_LABELS);
     return shape;
   }
 

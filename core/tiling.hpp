@@ -18,24 +18,32 @@ namespace popnorm {
 inline constexpr std::int64_t kRowsTile = 4096;
 inline constexpr std::int64_t kColumnsTile = 512;
 
-// Slots stay below about 3 MiB at 16 bytes per channel and interleaved group: L grows with the problem beyond that.
+// Slots, 16 bytes per channel, stay below 3 MiB and a 64th of the tensor: L grows with the problem beyond that. With labels they
+// may take 8 bytes per sample more.
 inline constexpr std::int64_t kSlotBudget = (std::int64_t{3} << 20) / 16;
 
 // What kernels accept as one slot (cpu/kernel_table.hpp), with room for the excess of a run.
 inline constexpr std::int64_t kLongestTile = std::int64_t{1} << 24;
 
-// L for a problem whose tiles hold samples of up to `interleaved` groups: enough of each for its slot to be cheap, yet in the
-// columns form, where a group's samples are picked out of the tile, few enough to stay in the second-level cache. Measured: in
-// the rows form a group's part is like a whole tile of plain batch normalization, unless that holds but one sample anyway.
-inline std::int64_t tile_length(Form form, std::int64_t n, std::int64_t c, std::int64_t s,
-                                std::int64_t interleaved = 1) {
+// L for a problem whose tiles hold samples of up to `interleaved` groups, dealt by labels or not. Measured: in the rows form a
+// group's part is like a whole tile of plain batch normalization, unless that holds but one sample anyway; in the columns form,
+// where a group's samples are picked out of the tile, the tile stays in the second-level cache as far as the budget allows.
+inline std::int64_t tile_length(Form form, std::int64_t n, std::int64_t c, std::int64_t s, std::int64_t interleaved = 1,
+                                bool labels = false) {
+  const auto groups = static_cast<double>(interleaved), channels = static_cast<double>(c);
+  const auto samples = static_cast<double>(n), positions = static_cast<double>(s);
+  const double spare = labels ? 8.0 / 16 : 0;  // slots' channels per sample
+  const double budget = std::max((static_cast<double>(kSlotBudget) + spare * samples) / channels, 1.0);
+  double least = samples * positions / budget * groups;
+  if (interleaved > 1) {
+    const double of_tensor = 256 * groups / (1 + 256 * spare / (channels * positions));
+    const double each = form == Form::columns ? std::clamp(4096 / channels, 64.0, 256.0)
+                        : s <= kRowsTile / 2  ? std::clamp(256 * positions, 256.0, static_cast<double>(kRowsTile))
+                                              : 256;
+    least = std::max({least, of_tensor, each * groups});
+  }
   std::int64_t length = form == Form::rows ? kRowsTile : kColumnsTile;
-  const double budget = std::max(static_cast<double>(kSlotBudget) / static_cast<double>(c), 1.0);
-  const double grown = static_cast<double>(n) * static_cast<double>(s) / budget;
-  const std::int64_t each = form == Form::columns ? std::clamp<std::int64_t>(4096 / c, 64, 256)
-                            : s <= kRowsTile / 2  ? kRowsTile
-                                                  : 256;
-  while ((static_cast<double>(length) < grown || length < each * interleaved) && length < kLongestTile) length *= 2;
+  while (static_cast<double>(length) < least && length < kLongestTile) length *= 2;
   return length;
 }
 

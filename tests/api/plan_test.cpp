@@ -269,22 +269,29 @@ TEST(PlanQuery, RefusesBadArguments) {
   EXPECT_EQ(info.tiles, 0);
 }
 
-// Scratch is bounded by the contract, whatever the shape: min(4 MB, T/64) + 64 B per channel. Tensors for which T/64 is
-// less than one row per tile are given that row.
+// Scratch is bounded by the contract, whatever the shape: min(4 MB, T/64) + 64 B per channel and group + 8 B per sample with
+// labels. Tensors for which T/64 is less than one row per tile and group are given that row.
 TEST(PlanQuery, WorkspaceKeepsItsBudget) {
-  for (const popnorm_layout layout : {POPNORM_NCHW, POPNORM_NHWC}) {
-    for (const std::int64_t n : {1, 50, 4096}) {
-      for (const std::int64_t c : {1, 64, 2048}) {
-        for (const std::int64_t s : {1, 49, 3136, 12544}) {
-          const popnorm::plan plan(popnorm::problem(layout, n, c, s));
-          const double tensor = static_cast<double>(n) * static_cast<double>(c) * static_cast<double>(s) * 4;
-          const double budget = std::min(4e6, tensor / 64) + 64 * static_cast<double>(c);
-          EXPECT_LE(static_cast<double>(plan.info().workspace_bytes), budget + 64)
-              << "N " << n << " C " << c << " S " << s << " layout " << layout;
-        }
-      }
-    }
-  }
+  for (const popnorm_map map : {popnorm_map{POPNORM_WHOLE, 0}, popnorm::strided(2), popnorm::strided(16),
+                                popnorm::labels(2), popnorm::labels(8), popnorm::labels(16)})
+    for (const popnorm_layout layout : {POPNORM_NCHW, POPNORM_NHWC})
+      for (const std::int64_t n : {1, 50, 4096, 1000000})
+        for (const std::int64_t c : {1, 8, 64, 256, 2048})
+          for (const std::int64_t s : {1, 49, 3136, 12544}) {
+            if (n * c * s > (std::int64_t{1} << 32)) continue;
+            popnorm_problem problem = popnorm::problem(layout, n, c, s);
+            problem.norm_group = map;
+            const popnorm::plan plan(problem);
+            const double tensor = static_cast<double>(n) * static_cast<double>(c) * static_cast<double>(s) * 4;
+            // Mean and m2 of c channels have a weight beside them, and tiles of whole samples are three quarters full here.
+            const double slots = (1 + 0.5 / static_cast<double>(c)) * (map.kind == POPNORM_WHOLE ? 1 : 4.0 / 3);
+            const double budget = std::min(4e6, tensor / 64) * slots +
+                                  64 * static_cast<double>(c) * static_cast<double>(plan.info().groups) +
+                                  (map.kind == POPNORM_LABELS ? 8 * static_cast<double>(n) : 0);
+            EXPECT_LE(static_cast<double>(plan.info().workspace_bytes), budget + 64)
+                << "N " << n << " C " << c << " S " << s << " layout " << layout << " map " << map.kind << " of "
+                << map.k;
+          }
 }
 
 TEST(Tiers, AreListedBestFirst) {
