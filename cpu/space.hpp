@@ -12,12 +12,13 @@
 
 namespace popnorm::cpu {
 
-// Hands out consecutive pieces, those of 8-byte elements first; with no memory behind it, only counts.
+// Hands out consecutive pieces, each aligned for its elements; with no memory behind it, only counts.
 class Arena {
  public:
   explicit Arena(void* memory) : memory_(static_cast<std::byte*>(memory)) {}
   template <class T>
   T* take(std::int64_t count) {
+    used_ = (used_ + alignof(T) - 1) / alignof(T) * alignof(T);
     auto* piece = memory_ != nullptr ? reinterpret_cast<T*>(memory_ + used_) : nullptr;
     used_ += static_cast<std::size_t>(std::max<std::int64_t>(count, 0)) * sizeof(T);
     return piece;

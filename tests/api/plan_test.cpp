@@ -83,7 +83,12 @@ TEST(PlanCreate, RefusesBadMaps) {
                             Field{"affine_slot", &P::affine_slot}}) {
     SCOPED_TRACE(field.name);
     const std::string name = field.name;
-    const auto set = [&](popnorm_map_kind kind, std::int64_t k) { return [=](P& p, O&) { p.*field.map = {kind, k}; }; };
+    const auto set = [&](int kind, std::int64_t k) {
+      return [=](P& p, O&) {
+        (p.*field.map).kind = static_cast<popnorm_map_kind>(kind);
+        (p.*field.map).k = k;
+      };
+    };
     const auto many = [&](std::int64_t n, popnorm_map map) {
       return [=](P& p, O&) {
         p.n = n;
@@ -92,8 +97,7 @@ TEST(PlanCreate, RefusesBadMaps) {
       };
     };
     std::vector<Refusal> refusals;
-    for (const int kind : {-1, 5})
-      refusals.push_back({"kind", set(static_cast<popnorm_map_kind>(kind), 1), {name + " is " + std::to_string(kind)}});
+    for (const int kind : {-1, 5}) refusals.push_back({"kind", set(kind, 1), {name + " is " + std::to_string(kind)}});
     for (const popnorm_map_kind kind : {POPNORM_CONTIGUOUS, POPNORM_STRIDED, POPNORM_LABELS})
       for (const std::int64_t k : {std::int64_t{0}, std::int64_t{-1}, INT64_MIN})
         refusals.push_back({"k", set(kind, k), {name + ".k is " + std::to_string(k), ">= 1"}});
