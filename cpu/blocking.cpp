@@ -73,7 +73,7 @@ Cuts choose_cuts(const Problem& p, std::int64_t count, std::int64_t threads, std
   constexpr double kBalanced = 0.9;
   Cuts best{divide_up(count, tasks)};
   const std::int64_t least = divide_up(best.grain, 2);
-  for (Cuts c = best; c.grain >= least; --c.grain)
+  for (Cuts c = best; c.grain >= least && balance(count, threads, best) < kBalanced; --c.grain)
     if (balance(count, threads, c) > balance(count, threads, best)) best = c;
   const std::int64_t parts = divide_up(count, best.grain);
   if (parts < (p.form == Form::rows ? tasks : 2 * threads)) {
