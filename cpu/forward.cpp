@@ -322,15 +322,22 @@ struct WholeForward : Forward<T> {
     if (reduces && updates(args.update)) this->keep_moments(row, c, n, weight, mean, m2);
 
     Piece<T> piece;
-    if (source.statistics == POPNORM_BATCH) {
+    if (source.statistics == POPNORM_BATCH || source.statistics == POPNORM_GIVEN) {
+      // What is given is like the moments of one element, but constant to the gradient.
+      const bool given = source.statistics == POPNORM_GIVEN;
+      for (std::int64_t i = 0; given && i < n; ++i) {
+        const MeanVariance of_slot = given_of(p, source, of_all, c + i);
+        mean[i] = of_slot.mean;
+        m2[i] = of_slot.variance;
+      }
       this->kernels.statistics(
-          {n, p.epsilon, weight, mean, m2, piece.invstd, piece.hi, piece.lo, piece.rounded_invstd});
+          {n, p.epsilon, given ? 1 : weight, mean, m2, piece.invstd, piece.hi, piece.lo, piece.rounded_invstd});
       std::copy_n(mean, n, piece.mean);
-      std::fill_n(piece.weight, n, weight);
+      std::fill_n(piece.weight, n, given ? 0 : weight);
       std::fill_n(piece.d, n, T(0));
       std::fill_n(piece.r2, n, T(1));
     } else {
-      const std::int64_t slot = reduces ? this->slot_of_group(row) : of_all;
+      const std::int64_t slot = this->slot_of_group(row);
       for (std::int64_t i = 0; i < n; ++i)
         piece.put(i, statistics_of(p, source, {weight, mean[i], m2[i]}, slot, c + i));
     }
