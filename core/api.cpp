@@ -72,7 +72,10 @@ int32_t popnorm_isa_available(int32_t index) {
   return index >= 0 && index < isa_count() && isa_available(index) ? 1 : 0;
 }
 int32_t popnorm_backend_available(popnorm_backend backend) {
-  return backend == POPNORM_BACKEND_AUTO || backend == POPNORM_CPU ? 1 : 0;
+  const Backend* found = nullptr;
+  const bool exists = backend == POPNORM_BACKEND_AUTO || backend == POPNORM_CPU || backend == POPNORM_CUDA;
+  return exists && guarded("backend_available", [&] { return find_backend(backend, found); }) == POPNORM_SUCCESS ? 1
+                                                                                                                 : 0;
 }
 
 popnorm_status popnorm_plan_create(const popnorm_problem* problem, const popnorm_options* options,

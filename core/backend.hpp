@@ -30,6 +30,8 @@ struct Plan {
 struct Backend {
   popnorm_backend id;
   const char* name;
+  // Where operands are a device's memory, which nobody else may look at: whether the device reaches `first`. Null: host memory.
+  popnorm_status (*check_memory)(const char* operation, const char* name, const void* first);
   // Fills isa, workspace bytes, slots and state. `isa` null: the best.
   popnorm_status (*prepare)(Plan&, const char* isa, const popnorm_executor* executor);
   popnorm_status (*forward)(const Plan&, const popnorm_forward_args&, void* stream);

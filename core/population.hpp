@@ -1,4 +1,4 @@
-// The population buffer's arrays, and how a batch joins them (popnorm.h documents the layout and the rules).
+// A population buffer: its header, and feeding it slot by slot.
 #ifndef POPNORM_CORE_POPULATION_HPP
 #define POPNORM_CORE_POPULATION_HPP
 
@@ -7,35 +7,10 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/affine.hpp"
 #include "kernels/moments.hpp"
+#include "kernels/population.hpp"
 
 namespace popnorm {
-
-inline constexpr std::int64_t kPopulationArrays = 8;
-
-// Pointers into a population whose header was checked.
-template <class Double>
-struct PopulationArrays {
-  Double* weight;
-  Double* mean;
-  Double* m2;
-  Double* m2_within;
-  Double* var_sum;
-  Double* var_weight;
-  Double* batches;
-  Double* nonfinite;
-
-  PopulationArrays(Double* first, std::int64_t count)
-      : weight(first),
-        mean(weight + count),
-        m2(mean + count),
-        m2_within(m2 + count),
-        var_sum(m2_within + count),
-        var_weight(var_sum + count),
-        batches(var_weight + count),
-        nonfinite(batches + count) {}
-};
 
 inline PopulationArrays<double> arrays_of(void* population) {
   auto* header = static_cast<popnorm_population_header*>(population);
@@ -54,18 +29,6 @@ popnorm_status check_header(const char* operation, const char* name, const popno
                             std::size_t bytes);
 
 // Feeds moments_at(i), i in [0, slots*c), slot by slot.
-template <class MomentsAt>
-void feed_population(void* population, popnorm_feed feed, double momentum, MomentsAt&& moments_at);
-
-// Mean and variance of entry i under an estimator.
-MeanVariance population_statistics(const PopulationArrays<const double>& a, std::int64_t i,
-                                   popnorm_estimator estimator);
-
-// One channel of feed_population, of a batch that has elements there.
-void feed_entry(const PopulationArrays<double>& a, std::int64_t i, popnorm_feed feed, double momentum,
-                const Moments& batch);
-bool is_finite(const Moments& m);
-
 template <class MomentsAt>
 void feed_population(void* population, popnorm_feed feed, double momentum, MomentsAt&& moments_at) {
   auto* header = static_cast<popnorm_population_header*>(population);

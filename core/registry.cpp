@@ -1,13 +1,62 @@
 #include "core/registry.hpp"
 
+#include <dlfcn.h>
+
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 #include "core/error.hpp"
 #include "cpu/backend.hpp"
 #include "cpu/dispatch.hpp"
+#include "gpu/module.hpp"
 
 namespace popnorm {
+namespace {
+
+// The directory of this library and the module's name in it; POPNORM_CUDA_MODULE names another file.
+void* open_module() {
+  if (const char* file = std::getenv("POPNORM_CUDA_MODULE"); file != nullptr && *file != '\0')
+    return ::dlopen(file, RTLD_NOW | RTLD_LOCAL);
+  // $ORIGIN is in this library's run path.
+  return ::dlopen("libpopnorm_cuda.so", RTLD_NOW | RTLD_LOCAL);
+}
+
+void keep_error(const char* message) { fail(POPNORM_UNSUPPORTED, "%s", message); }
+constexpr cuda::Library kLibrary{keep_error};
+
+// What became of opening the module: once per process, and it is never closed, because the CUDA runtime in it cannot be.
+struct Opened {
+  const cuda::Module* module = nullptr;
+  char why[400] = "";
+
+  Opened() {
+    void* handle = open_module();
+    if (handle == nullptr) {
+      std::snprintf(why, sizeof(why), "its module cannot be opened (%s)", ::dlerror());
+      return;
+    }
+    const auto entry = reinterpret_cast<cuda::ModuleEntry>(::dlsym(handle, cuda::kModuleEntry));
+    const cuda::Module* found = entry != nullptr ? entry() : nullptr;
+    if (found == nullptr || found->abi != cuda::kModuleAbi || found->version != popnorm_version() ||
+        found->plan_size != sizeof(Plan)) {
+      std::snprintf(why, sizeof(why), "its module is of another build of popnorm; install both from one");
+      return;
+    }
+    module = found;
+  }
+};
+
+popnorm_status find_cuda(const Backend*& backend) {
+  static const Opened opened;
+  if (opened.module == nullptr)
+    return fail(POPNORM_UNSUPPORTED, "plan: backend cuda is not installed: %s; ask for cpu or auto", opened.why);
+  if (const popnorm_status status = opened.module->ready(kLibrary); status != POPNORM_SUCCESS) return status;
+  backend = opened.module->backend;
+  return POPNORM_SUCCESS;
+}
+
+}  // namespace
 
 popnorm_status find_backend(popnorm_backend wanted, const Backend*& backend) {
   if (wanted == POPNORM_BACKEND_AUTO) {
@@ -19,8 +68,7 @@ popnorm_status find_backend(popnorm_backend wanted, const Backend*& backend) {
     else
       return fail(POPNORM_INVALID, "plan: POPNORM_BACKEND is \"%s\", must be auto, cpu or cuda", name);
   }
-  if (wanted == POPNORM_CUDA)
-    return fail(POPNORM_UNSUPPORTED, "plan: backend cuda is not in this version of popnorm; ask for cpu or auto");
+  if (wanted == POPNORM_CUDA) return find_cuda(backend);
   backend = &cpu::backend;
   return POPNORM_SUCCESS;
 }

@@ -16,19 +16,10 @@
 #include "core/backend.hpp"
 #include "core/maps.hpp"
 #include "core/problem.hpp"
+#include "kernels/reserve_layout.hpp"
 
 namespace popnorm {
 
-struct ReserveHeader {
-  char magic[8];
-  std::int32_t storage;
-  std::int32_t statistics;
-  std::int64_t c;
-  std::int64_t rows;
-  std::int64_t affine_slots;
-  std::uint64_t labels;  // fingerprint of the maps and labels that forward had; 0 = unknown (finalize has no labels)
-  std::uint8_t room[16];
-};
 static_assert(sizeof(ReserveHeader) == kBufferAlignment);
 
 inline constexpr char kReserveMagic[8] = {'P', 'N', 'R', 'E', 'S', '0', '0', '2'};
@@ -89,32 +80,9 @@ inline bool reserve_matches(const ReserveHeader& header, const Problem& p) {
 
 // Byte is std::byte or const std::byte.
 template <class T, class Byte>
-struct ReserveArrays {
-  template <class U>
-  using Pointer = std::conditional_t<std::is_const_v<Byte>, const U*, U*>;
-  Pointer<double> weight = nullptr;
-  Pointer<T> hi = nullptr;
-  Pointer<T> lo = nullptr;
-  Pointer<T> invstd = nullptr;
-  Pointer<T> d = nullptr;
-  Pointer<T> r2 = nullptr;
-  Pointer<T> scale = nullptr;
-  Pointer<T> shift = nullptr;
-
-  ReserveArrays() = default;
-  ReserveArrays(Byte* reserve, const Problem& p, popnorm_statistics statistics) {
-    if (reserve == nullptr) return;
-    const std::int64_t entries = p.row_map(statistics).count * p.c;
-    weight = reinterpret_cast<Pointer<double>>(reserve + sizeof(ReserveHeader));
-    hi = reinterpret_cast<Pointer<T>>(weight + entries);
-    lo = hi + entries;
-    invstd = lo + entries;
-    d = invstd + entries;
-    r2 = d + entries;
-    scale = r2 + entries;
-    shift = scale + p.affine_slot.count * p.c;
-  }
-};
+ReserveArrays<T, Byte> reserve_arrays(Byte* reserve, const Problem& p, popnorm_statistics statistics) {
+  return {reserve, p.row_map(statistics).count * p.c, p.affine_slot.count * p.c};
+}
 
 }  // namespace popnorm
 

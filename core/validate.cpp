@@ -131,7 +131,8 @@ class Memory {
 
   popnorm_status reserve(const void* first, std::size_t bytes, bool written) {
     POPNORM_TRY(buffer("reserve", first, bytes, plan_.reserve_bytes, written));
-    if (written || reserve_matches(*static_cast<const ReserveHeader*>(first), problem_)) return POPNORM_SUCCESS;
+    if (written || on_device() || reserve_matches(*static_cast<const ReserveHeader*>(first), problem_))
+      return POPNORM_SUCCESS;
     return fail(
         POPNORM_INVALID,
         "%s: reserve was not written by a forward or finalize of this problem (C = %lld, %lld groups, %lld population "
@@ -152,6 +153,15 @@ class Memory {
   }
 
   popnorm_status population(const char* name, const void* first, std::size_t bytes, bool written) {
+    if (on_device()) {
+      std::size_t needed = 0;
+      POPNORM_TRY(popnorm_population_size(problem_.population_slot.count, problem_.c, &needed));
+      if (bytes < needed)
+        return fail(POPNORM_INVALID, "%s: %s has %zu bytes, needs %zu (popnorm_population_size)", operation_, name,
+                    bytes, needed);
+      POPNORM_TRY(aligned(name, first, alignof(double)));
+      return add(solid(name, first, static_cast<std::int64_t>(needed), written));
+    }
     POPNORM_TRY(check_population(operation_, name, first, bytes));
     const auto& header = *static_cast<const popnorm_population_header*>(first);
     if (header.c != problem_.c)
@@ -179,6 +189,7 @@ class Memory {
   // The reserve of a forward with the same labels.
   popnorm_status reserve_of(const void* first, std::size_t bytes, const popnorm_batch& b) {
     POPNORM_TRY(reserve(first, bytes, false));
+    if (on_device()) return batch(b, {false, false, false});
     const auto& header = *static_cast<const ReserveHeader*>(first);
     const auto statistics = static_cast<popnorm_statistics>(header.statistics);
     POPNORM_TRY(batch(b, {statistics != POPNORM_GIVEN, statistics == POPNORM_GIVEN, true}));
@@ -187,6 +198,16 @@ class Memory {
         POPNORM_INVALID,
         "%s: reserve was written by a forward with other labels or maps, must be the same; pass forward's batch",
         operation_);
+  }
+
+  // Whether what the arrays hold cannot be looked at: kernels check it then.
+  bool on_device() const { return plan_.backend != nullptr && plan_.backend->check_memory != nullptr; }
+
+  // Statistics rows of a reserve; where it cannot be looked at, at least so many.
+  std::int64_t rows_of_reserve(const void* first) const {
+    if (on_device()) return std::min(problem_.norm_group.count, problem_.population_slot.count);
+    return problem_.row_map(static_cast<popnorm_statistics>(static_cast<const ReserveHeader*>(first)->statistics))
+        .count;
   }
 
   // To be called last: no written region may share memory with another, but for the exact aliases that popnorm.h
@@ -262,6 +283,7 @@ class Memory {
   }
 
   popnorm_status add(const Region& region) {
+    if (on_device()) POPNORM_TRY(plan_.backend->check_memory(operation_, region.name, region.first));
     region_[count_++] = region;
     return POPNORM_SUCCESS;
   }
@@ -426,11 +448,6 @@ popnorm_status check_statistics(const char* operation, const Problem& p, const A
   const std::int64_t rows = p.row_map(a.source.statistics).count * p.c;
   POPNORM_TRY(memory.array("saved_mean", a.saved_mean, rows, size_of(p.statistics), true));
   return memory.array("saved_invstd", a.saved_invstd, rows, size_of(p.statistics), true);
-}
-
-std::int64_t rows_of_reserve(const Problem& p, const void* reserve) {
-  const int statistics = static_cast<const ReserveHeader*>(reserve)->statistics;
-  return p.row_map(static_cast<popnorm_statistics>(statistics)).count;
 }
 
 constexpr const char* kOneSlot = "a group's statistics feed, or are blended with, one slot";
@@ -650,7 +667,7 @@ popnorm_status validate(const Plan& plan, const popnorm_combine_args& a) {
       POPNORM_TRY(memory.moments("moments", a.moments, entries, true));
       POPNORM_TRY(memory.disjoint());
     }
-    POPNORM_TRY(check_moments_values("combine", part, entries));
+    if (!memory.on_device()) POPNORM_TRY(check_moments_values("combine", part, entries));
   }
   return POPNORM_SUCCESS;
 }
@@ -663,13 +680,13 @@ popnorm_status validate(const Plan& plan, const popnorm_finalize_args& a) {
   if (!given) {
     const std::int64_t entries = p.norm_group.count * p.c;
     POPNORM_TRY(memory.moments("moments", a.moments, entries, false));
-    POPNORM_TRY(check_moments_values("finalize", a.moments, entries));
+    if (!memory.on_device()) POPNORM_TRY(check_moments_values("finalize", a.moments, entries));
   }
   const bool one_slot = !given && (updates(a.update) || a.source.statistics != POPNORM_BATCH);
   const std::int64_t slots = p.population_slot.count;
   if (one_slot && slots > 1 && p.norm_group.count > 0) {
     POPNORM_TRY(memory.required("group_slot", a.group_slot, p.norm_group.count, sizeof(std::int32_t), false));
-    for (std::int64_t g = 0; g < p.norm_group.count; ++g)
+    for (std::int64_t g = 0; !memory.on_device() && g < p.norm_group.count; ++g)
       if (a.group_slot[g] < 0 || a.group_slot[g] >= slots)
         return fail(POPNORM_INVALID, "finalize: group_slot[%lld] is %d, must be in [0, %lld)", ll{g}, a.group_slot[g],
                     ll{slots});
@@ -697,7 +714,7 @@ popnorm_status validate(const Plan& plan, const popnorm_backward_reduce_args& a)
   POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
   POPNORM_TRY(memory.tensor("dy", a.dy, p.dy, false));
   POPNORM_TRY(memory.reserve_of(a.reserve, a.reserve_bytes, a.batch));
-  const std::int64_t rows = rows_of_reserve(p, a.reserve) * p.c;
+  const std::int64_t rows = memory.rows_of_reserve(a.reserve) * p.c;
   const std::int64_t scales = p.affine_slot.count * p.c;
   POPNORM_TRY(memory.required("sum_dy", a.sum_dy, rows, sizeof(double), true));
   POPNORM_TRY(memory.required("sum_dy_xhat", a.sum_dy_xhat, rows, sizeof(double), true));
@@ -714,8 +731,11 @@ popnorm_status validate(const Plan& plan, const popnorm_backward_apply_args& a) 
   POPNORM_TRY(memory.tensor("dy", a.dy, p.dy, false));
   POPNORM_TRY(memory.tensor("dx", a.dx, p.dx, true));
   POPNORM_TRY(memory.reserve_of(a.reserve, a.reserve_bytes, a.batch));
-  if (static_cast<const ReserveHeader*>(a.reserve)->statistics != POPNORM_GIVEN) {
-    const std::int64_t rows = rows_of_reserve(p, a.reserve) * p.c;
+  const bool may_be_null = memory.on_device()
+                               ? a.sum_dy == nullptr && a.sum_dy_xhat == nullptr
+                               : static_cast<const ReserveHeader*>(a.reserve)->statistics == POPNORM_GIVEN;
+  if (!may_be_null) {
+    const std::int64_t rows = memory.rows_of_reserve(a.reserve) * p.c;
     POPNORM_TRY(memory.required("sum_dy", a.sum_dy, rows, sizeof(double), false));
     POPNORM_TRY(memory.required("sum_dy_xhat", a.sum_dy_xhat, rows, sizeof(double), false));
   }
@@ -728,6 +748,9 @@ popnorm_status validate(const Plan& plan, const popnorm_double_backward_args& a)
   const Problem& p = plan.problem;
   const std::int64_t scales = p.affine_slot.count * p.c;
   Memory memory(operation, plan);
+  if (memory.on_device())
+    return fail(POPNORM_UNSUPPORTED, "%s: backend %s has no second derivative; make the plan for cpu", operation,
+                plan.backend->name);
   POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
   POPNORM_TRY(memory.tensor("dy", a.dy, p.dy, false));
   if (a.v != nullptr) POPNORM_TRY(memory.tensor("v", a.v, p.dx, false));

@@ -62,7 +62,8 @@ popnorm_status prepare(Plan& plan, const char* isa, const popnorm_executor* exec
 
 }  // namespace
 
-constinit const Backend backend{POPNORM_CPU,   "cpu",    prepare,   forward,         backward,       moments,
-                                combine_parts, finalize, normalize, backward_reduce, backward_apply, double_backward};
+constinit const Backend backend{POPNORM_CPU,     "cpu",          nullptr,        prepare,  forward,
+                                backward,        moments,        combine_parts,  finalize, normalize,
+                                backward_reduce, backward_apply, double_backward};
 
 }  // namespace popnorm::cpu

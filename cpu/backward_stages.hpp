@@ -24,7 +24,7 @@ struct Source {
 template <class T>
 Source<T> reserved(const Problem& p, const void* reserve) {
   const auto statistics = static_cast<popnorm_statistics>(static_cast<const ReserveHeader*>(reserve)->statistics);
-  return {statistics, 0, {static_cast<const std::byte*>(reserve), p, statistics}};
+  return {statistics, 0, reserve_arrays<T>(static_cast<const std::byte*>(reserve), p, statistics)};
 }
 
 template <class T>

@@ -10,6 +10,7 @@
 #include "cpu/operations.hpp"
 #include "kernels/affine.hpp"
 #include "kernels/moments.hpp"
+#include "kernels/statistics.hpp"
 
 namespace popnorm::cpu {
 namespace {
@@ -29,17 +30,8 @@ MeanVariance given_of(const Problem& p, const popnorm_source& source, std::int64
 // What normalizes a row: of the batch's moments, of a slot, or of both.
 Statistics statistics_of(const Problem& p, const popnorm_source& source, const Moments& batch, std::int64_t slot,
                          std::int64_t c) {
-  switch (source.statistics) {
-    case POPNORM_BATCH:
-      return batch_statistics(batch, p.epsilon);
-    case POPNORM_GIVEN:
-      return given_statistics(given_of(p, source, slot, c), p.epsilon);
-    case POPNORM_BLEND:
-      return blended_statistics(batch, given_of(p, source, slot, c), source.share, p.epsilon);
-    case POPNORM_RENORM:
-      return renormalized_statistics(batch, given_of(p, source, slot, c), source.renorm_r, source.renorm_d, p.epsilon);
-  }
-  return {};
+  const MeanVariance given = source.statistics == POPNORM_BATCH ? MeanVariance{} : given_of(p, source, slot, c);
+  return row_statistics({source.statistics, source.share, source.renorm_r, source.renorm_d}, batch, given, p.epsilon);
 }
 
 // What a row's statistics are for n channels, as kernels and backward want them.
@@ -364,7 +356,8 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* /*
     const bool reduces = statistics != POPNORM_GIVEN;
     Arena arena(a.workspace);
     const ForwardSpace<T> space(arena, p, rows, reduces);
-    const Saved<T> saved{{static_cast<std::byte*>(a.reserve), p, statistics}, a.saved_mean, a.saved_invstd};
+    const Saved<T> saved{reserve_arrays<T>(static_cast<std::byte*>(a.reserve), p, statistics), a.saved_mean,
+                         a.saved_invstd};
     if (reduces) clear_fed(p, space.fed);
     for (std::int64_t i = 0; i < rows.waves(); ++i) {
       const Wave wave = rows.wave(p, i);
@@ -448,7 +441,8 @@ popnorm_status finalize(const Plan& plan, const popnorm_finalize_args& a, void* 
     const FpEnvironment environment;
     const Problem& p = plan.problem;
     const popnorm_statistics statistics = a.source.statistics;
-    const Saved<T> saved{{static_cast<std::byte*>(a.reserve), p, statistics}, a.saved_mean, a.saved_invstd};
+    const Saved<T> saved{reserve_arrays<T>(static_cast<std::byte*>(a.reserve), p, statistics), a.saved_mean,
+                         a.saved_invstd};
     const auto moments_of = [&](std::int64_t i) {
       return a.moments.weight != nullptr ? Moments{a.moments.weight[i], a.moments.mean[i], a.moments.m2[i]} : Moments{};
     };
@@ -526,7 +520,7 @@ popnorm_status normalize(const Plan& plan, const popnorm_normalize_args& a, void
       const Samples samples(plan, a.batch, statistics, wave, space.cells);
       const Partition none;
       NormalizeOnly<T> f{{plan, *state_of(plan).kernels, a.x, a.y, a.batch, space, samples, none},
-                         {static_cast<const std::byte*>(a.reserve), p, statistics}};
+                         reserve_arrays<T>(static_cast<const std::byte*>(a.reserve), p, statistics)};
       const Placement at = place(plan, wave, 0, {1, false, true}, 0);
       f.stores = at.blocking.stores;
       const Stages stages{&f, 0, nullptr, NormalizeOnly<T>::fold, Forward<T>::apply};

@@ -6,29 +6,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/arena.hpp"
 #include "core/backend.hpp"
 #include "core/maps.hpp"
 #include "core/partition.hpp"
 
 namespace popnorm::cpu {
-
-// Hands out consecutive pieces, each aligned for its elements; with no memory behind it, only counts.
-class Arena {
- public:
-  explicit Arena(void* memory) : memory_(static_cast<std::byte*>(memory)) {}
-  template <class T>
-  T* take(std::int64_t count) {
-    used_ = (used_ + alignof(T) - 1) / alignof(T) * alignof(T);
-    auto* piece = memory_ != nullptr ? reinterpret_cast<T*>(memory_ + used_) : nullptr;
-    used_ += static_cast<std::size_t>(std::max<std::int64_t>(count, 0)) * sizeof(T);
-    return piece;
-  }
-  std::size_t used() const { return round_up(used_); }
-
- private:
-  std::byte* memory_;
-  std::size_t used_ = 0;
-};
 
 // How a problem is run with one source of rows (groups, or population slots): in how many waves, and the shapes of a full one.
 struct Rows {

@@ -1,8 +1,12 @@
-// Arithmetic that is compiled once per ISA tier and once for the rest: always inlined, so that no copy with one tier's
-// instructions is left for the linker to choose.
+// Arithmetic that is compiled once per ISA tier, once for the rest, and once for GPUs: always inlined, so that no copy with one
+// tier's instructions is left for the linker to choose.
 #ifndef POPNORM_KERNELS_INLINE_HPP
 #define POPNORM_KERNELS_INLINE_HPP
 
+#ifdef __CUDACC__
+#define POPNORM_INLINE __host__ __device__ __forceinline__
+#else
 #define POPNORM_INLINE [[gnu::always_inline]] inline
+#endif
 
 #endif

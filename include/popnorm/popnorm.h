@@ -68,7 +68,7 @@ typedef enum popnorm_status {
   POPNORM_INVALID = 1,       /* an argument breaks a rule */
   POPNORM_UNSUPPORTED = 2,   /* valid, but not served by this version, build or machine */
   POPNORM_OUT_OF_MEMORY = 3, /* popnorm_plan_create only: run entries do not allocate */
-  POPNORM_INTERNAL = 4       /* a caller's executor failed to run every task, or a defect of popnorm */
+  POPNORM_INTERNAL = 4 /* a caller's executor failed to run every task, CUDA did not launch, or a defect of popnorm */
 } popnorm_status;
 
 /* The enumerator's name, e.g. "POPNORM_INVALID"; "unknown popnorm_status" for other numbers. Never null. */
@@ -176,9 +176,18 @@ typedef struct popnorm_batch {
 /* ------------------------------------------------------------------------------------------------ execution options */
 
 typedef enum popnorm_backend {
-  POPNORM_BACKEND_AUTO = 0, /* POPNORM_BACKEND=cpu|cuda in the environment, else where the data is (cpu) */
+  POPNORM_BACKEND_AUTO = 0, /* POPNORM_BACKEND=cpu|cuda in the environment, else cpu */
   POPNORM_CPU = 1,
-  POPNORM_CUDA = 2 /* reserved: POPNORM_UNSUPPORTED in this version; never falls back silently */
+  /* NVIDIA GPUs of compute capability 7.5 or later, by the module libpopnorm_cuda.so beside this library. A request never falls
+   * back: UNSUPPORTED names what is missing, the module, a driver, a device or a recent enough one. Plans are for the device
+   * that is current when they are made; `stream` is a cudaStream_t. Every pointer of a run entry (tensors, parameters, workspace,
+   * reserve, populations, moments; not the structs, nor the list of parts) is memory of that device, or managed: host memory is
+   * INVALID. Entries only enqueue kernels on the stream: no allocation, no copy, no wait. What arrays hold is checked by nobody
+   * before a launch: no header of a reserve or population is compared; popnorm_population_* take host memory. In
+   * backward_apply, sums that are null although statistics are not given make dx NaN. Bits are the same from run to run, not
+   * those of the CPU. Not served yet (UNSUPPORTED): maps of kind LABELS, weights, second derivatives; `executor` is INVALID,
+   * `isa`, `schedule` and `stores` say nothing. */
+  POPNORM_CUDA = 2
 } popnorm_backend;
 
 /* How work is cut. It never changes a bit of the result. */

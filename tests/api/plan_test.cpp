@@ -310,7 +310,13 @@ TEST(Tiers, AreListedBestFirst) {
   }
   EXPECT_EQ(popnorm_backend_available(POPNORM_CPU), 1);
   EXPECT_EQ(popnorm_backend_available(POPNORM_BACKEND_AUTO), 1);
-  EXPECT_EQ(popnorm_backend_available(POPNORM_CUDA), 0);
+  popnorm_options cuda = POPNORM_OPTIONS_INIT;
+  cuda.backend = POPNORM_CUDA;
+  const popnorm_problem problem = popnorm::problem_nchw(2, 3, 4);
+  popnorm_plan* plan = nullptr;
+  EXPECT_EQ(popnorm_backend_available(POPNORM_CUDA),
+            popnorm_plan_create(&problem, &cuda, &plan) == POPNORM_SUCCESS ? 1 : 0);
+  popnorm_plan_destroy(plan);
   EXPECT_EQ(popnorm_backend_available(static_cast<popnorm_backend>(9)), 0);
 }
 

@@ -1,6 +1,8 @@
 #include "support/layer.hpp"
 
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <ostream>
 #include <string>
 
@@ -36,7 +38,13 @@ std::ostream& operator<<(std::ostream& out, const Route& r) {
              << stores[r.stores];
 }
 
+bool on_cuda() {
+  const char* backend = std::getenv("POPNORM_BACKEND");
+  return backend != nullptr && std::strcmp(backend, "cuda") == 0;
+}
+
 std::vector<const char*> runnable_tiers() {
+  if (on_cuda()) return {nullptr};
   std::vector<const char*> names;
   for (std::int32_t i = 0; i < popnorm_isa_count(); ++i) {
     if (popnorm_isa_available(i) == 1)
@@ -48,6 +56,7 @@ std::vector<const char*> runnable_tiers() {
 }
 
 std::vector<Route> forced_routes() {
+  if (on_cuda()) return {Route{}};
   std::vector<Route> routes;
   for (const char* isa : runnable_tiers()) {
     for (const popnorm_schedule schedule : {POPNORM_SCHEDULE_AUTO, POPNORM_SLAB, POPNORM_PHASES}) {

@@ -47,9 +47,11 @@ struct Route {
 };
 std::ostream& operator<<(std::ostream& out, const Route& r);
 
-// The tiers that this machine runs, best first.
+// The tiers that this machine runs, best first. On the CUDA backend: null, the only one.
 std::vector<const char*> runnable_tiers();
-// All tiers, schedules and kinds of stores that can be forced here.
+// Whether plans are made for the CUDA backend (POPNORM_BACKEND=cuda): a real device, or the emulator's module.
+bool on_cuda();
+// All tiers, schedules and kinds of stores that can be forced here; on the CUDA backend nothing can.
 std::vector<Route> forced_routes();
 
 // A channel's elements, sample after sample (or the one element that a parameter has per channel).

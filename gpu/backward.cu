@@ -1,0 +1,209 @@
+// backward, backward_reduce and backward_apply: which kernels run, on what.
+#include <algorithm>
+
+#include "gpu/call.hpp"
+#include "gpu/operations.hpp"
+#include "kernels/cuda/backward_apply.cuh"
+#include "kernels/cuda/backward_reduce.cuh"
+
+namespace popnorm::cuda {
+namespace {
+
+std::int64_t most_rows(const Problem& p) { return std::max(p.norm_group.count, p.population_slot.count); }
+
+// As many slots as the samples have, whatever they are classed by.
+std::int64_t most_slots(const Problem& p) {
+  std::int64_t most = 0;
+  for (const Map* map : {&p.norm_group, &p.population_slot, &p.affine_slot}) {
+    const Groups groups = groups_of(p, *map);
+    most = std::max(most, slots_of(groups, tiles_of(p, groups)));
+  }
+  return most;
+}
+
+// Scratch of a backward call.
+template <class A>
+struct BackwardSpace {
+  double* dy_of_tile;
+  double* dy_xhat_of_tile;
+  double* dy_of_class;  // [rows or affine slots][c]
+  double* dy_xhat_of_class;
+  A* k1;  // [rows][c]
+  A* k2;
+  RowArrays<A> saved;  // [c], where there is no reserve
+
+  BackwardSpace(Arena& arena, const Problem& p) {
+    const std::int64_t slots = most_slots(p) * p.c;
+    dy_of_tile = arena.take<double>(slots);
+    dy_xhat_of_tile = arena.take<double>(slots);
+    const std::int64_t classes = std::max(most_rows(p), p.affine_slot.count) * p.c;
+    dy_of_class = arena.take<double>(classes);
+    dy_xhat_of_class = arena.take<double>(classes);
+    k1 = arena.take<A>(most_rows(p) * p.c);
+    k2 = arena.take<A>(most_rows(p) * p.c);
+    const std::int64_t c = p.plain() ? p.c : 0;
+    saved.weight = arena.take<double>(c);
+    for (A** piece : {&saved.hi, &saved.lo, &saved.invstd, &saved.d, &saved.r2}) *piece = arena.take<A>(c);
+  }
+};
+
+// One of the three operations, or a part of it.
+template <class A>
+struct Call {
+  const char* operation;
+  const Problem& p;
+  const BackwardSpace<A>& space;
+  const RowSource<A>& source;
+  void* stream;
+
+  // With several affine slots a row's sums are those of scale*dy, and dscale and dshift need sums of their own.
+  bool scaled() const { return p.affine_slot.count > 1; }
+
+  popnorm_status reduce(const void* x, const void* dy, Classes classes, bool for_dx_alone) const {
+    BackwardReduceArgs<A> args;
+    args.extents = extents_of(p);
+    args.x = operand(p, x, p.x);
+    args.dy = operand(p, dy, p.dy);
+    args.source = source;
+    args.classes = classes;
+    args.scaled = scaled() && classes == Classes::rows;
+    args.for_dx_alone = for_dx_alone;
+    args.tile_length = tile_length(p);
+    args.dy_of_tile = space.dy_of_tile;
+    args.dy_xhat_of_tile = space.dy_xhat_of_tile;
+    return launch(operation, "backward_reduce", backward_reduce_kernel<A, A>, args,
+                  grid_of<TwoSums>(p, block_of(p), most_slots(p)), stream);
+  }
+
+  // Of tiles, or given; into class sums, coefficients of dx, or both.
+  popnorm_status fold(Classes classes, bool of_tiles, double* dy_of_class, double* dy_xhat_of_class,
+                      bool gradient) const {
+    FoldSumsArgs<A> args;
+    args.extents = extents_of(p);
+    args.source = source;
+    args.classes = classes;
+    args.tile_length = of_tiles ? tile_length(p) : 0;
+    args.dy_of_tile = space.dy_of_tile;
+    args.dy_xhat_of_tile = space.dy_xhat_of_tile;
+    args.dy_of_class = dy_of_class;
+    args.dy_xhat_of_class = dy_xhat_of_class;
+    args.scaled = scaled();
+    if (gradient) {
+      args.k1 = space.k1;
+      args.k2 = space.k2;
+    }
+    return launch(operation, "fold_sums", fold_sums_kernel<A>, args,
+                  grid_of<TwoSums>(p, block_of(p), std::max(most_rows(p), p.affine_slot.count)), stream);
+  }
+
+  popnorm_status deliver(Classes classes, const double* dy_of_class, const double* dy_xhat_of_class, void* dscale,
+                         void* dshift, bool accumulate) const {
+    DeliverArgs<A> args;
+    args.source = source;
+    args.classes = classes;
+    args.dy_of_class = dy_of_class;
+    args.dy_xhat_of_class = dy_xhat_of_class;
+    args.dscale = results(dscale, p.parameters);
+    args.dshift = results(dshift, p.parameters);
+    args.accumulate = accumulate;
+    return launch(operation, "deliver", deliver_kernel<A>, args, grid_of<double>(p, {kThreads, 1}, p.affine_slot.count),
+                  stream);
+  }
+
+  popnorm_status apply(const void* x, const void* dy, void* dx) const {
+    BackwardApplyArgs<A> args;
+    args.extents = extents_of(p);
+    args.x = operand(p, x, p.x);
+    args.dy = operand(p, dy, p.dy);
+    args.dx = operand(p, dx, p.dx);
+    args.source = source;
+    args.k1 = space.k1;
+    args.k2 = space.k2;
+    const Block block = block_of(p);
+    return launch(operation, "backward_apply", backward_apply_kernel<A, A>, args,
+                  grid_of<double>(p, block, chunks_of(args.extents, block.y)), stream);
+  }
+
+  // Sums of rows, into sum_dy and sum_dy_xhat; dscale and dshift where wanted.
+  popnorm_status sums(const void* x, const void* dy, double* sum_dy, double* sum_dy_xhat, void* dscale, void* dshift,
+                      bool accumulate, bool gradient) const {
+    const bool gradients = dscale != nullptr || dshift != nullptr;
+    POPNORM_TRY(reduce(x, dy, Classes::rows, gradient && !gradients));
+    POPNORM_TRY(fold(Classes::rows, true, sum_dy, sum_dy_xhat, gradient));
+    if (!gradients) return POPNORM_SUCCESS;
+    if (!scaled()) return deliver(Classes::rows, sum_dy, sum_dy_xhat, dscale, dshift, accumulate);
+    POPNORM_TRY(reduce(x, dy, Classes::affine, false));
+    POPNORM_TRY(fold(Classes::affine, true, space.dy_of_class, space.dy_xhat_of_class, false));
+    return deliver(Classes::affine, space.dy_of_class, space.dy_xhat_of_class, dscale, dshift, accumulate);
+  }
+};
+
+template <class A>
+popnorm_status launch_saved(const Problem& p, const popnorm_backward_args& a, const RowArrays<A>& out, void* stream) {
+  SavedArgs<A> args;
+  args.c = p.c;
+  args.weight = a.statistics == POPNORM_GIVEN ? 0 : p.weight();
+  args.mean = values(a.saved_mean, p.statistics);
+  args.invstd = values(a.saved_invstd, p.statistics);
+  args.out = out;
+  return launch("backward", "saved", saved_kernel<A>, args, grid_of<double>(p, {kThreads, 1}, 1), stream);
+}
+
+}  // namespace
+
+std::size_t backward_bytes(const Problem& p) {
+  Arena arena(nullptr);
+  if (p.storage == POPNORM_F64)
+    BackwardSpace<double>(arena, p);
+  else
+    BackwardSpace<float>(arena, p);
+  return arena.used();
+}
+
+popnorm_status backward(const Plan& plan, const popnorm_backward_args& a, void* stream) {
+  const Problem& p = plan.problem;
+  return with_arithmetic_type(p, [&](auto arithmetic) -> popnorm_status {
+    using A = decltype(arithmetic);
+    Arena arena(a.workspace);
+    const BackwardSpace<A> space(arena, p);
+    RowSource<A> source = row_source<A>(p, a.reserve);
+    if (a.reserve == nullptr) {
+      POPNORM_TRY(launch_saved(p, a, space.saved, stream));
+      source.statistics = a.statistics;
+      source.own = space.saved;
+      source.scale = values(a.scale, p.parameters);
+    }
+    const Call<A> call{"backward", p, space, source, stream};
+    POPNORM_TRY(call.sums(a.x, a.dy, space.dy_of_class, space.dy_xhat_of_class, a.dscale, a.dshift, a.accumulate != 0,
+                          a.dx != nullptr));
+    return a.dx != nullptr ? call.apply(a.x, a.dy, a.dx) : POPNORM_SUCCESS;
+  });
+}
+
+popnorm_status backward_reduce(const Plan& plan, const popnorm_backward_reduce_args& a, void* stream) {
+  const Problem& p = plan.problem;
+  return with_arithmetic_type(p, [&](auto arithmetic) -> popnorm_status {
+    using A = decltype(arithmetic);
+    Arena arena(a.workspace);
+    const BackwardSpace<A> space(arena, p);
+    const RowSource<A> source = row_source<A>(p, a.reserve);
+    const Call<A> call{"backward_reduce", p, space, source, stream};
+    return call.sums(a.x, a.dy, a.sum_dy, a.sum_dy_xhat, a.dscale, a.dshift, false, false);
+  });
+}
+
+popnorm_status backward_apply(const Plan& plan, const popnorm_backward_apply_args& a, void* stream) {
+  const Problem& p = plan.problem;
+  return with_arithmetic_type(p, [&](auto arithmetic) -> popnorm_status {
+    using A = decltype(arithmetic);
+    Arena arena(a.workspace);
+    const BackwardSpace<A> space(arena, p);
+    const RowSource<A> source = row_source<A>(p, a.reserve);
+    const Call<A> call{"backward_apply", p, space, source, stream};
+    POPNORM_TRY(
+        call.fold(Classes::rows, false, const_cast<double*>(a.sum_dy), const_cast<double*>(a.sum_dy_xhat), true));
+    return call.apply(a.x, a.dy, a.dx);
+  });
+}
+
+}  // namespace popnorm::cuda

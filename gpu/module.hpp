@@ -1,0 +1,37 @@
+// What libpopnorm and its CUDA module say to one another. The module is opened at run time (core/registry.cpp); both must come
+// from one build of popnorm.
+#ifndef POPNORM_GPU_MODULE_HPP
+#define POPNORM_GPU_MODULE_HPP
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/backend.hpp"
+
+namespace popnorm::cuda {
+
+// Changes with every change of what is exchanged.
+inline constexpr std::uint32_t kModuleAbi = 1;
+
+// What the module needs of the library.
+struct Library {
+  // Keeps the message of a failure, as core/error.hpp's fail does.
+  void (*set_error)(const char* message);
+};
+
+struct Module {
+  std::uint32_t abi;
+  std::int32_t version;   // of popnorm
+  std::size_t plan_size;  // sizeof(Plan)
+  const Backend* backend;
+  // SUCCESS if there is a device that the module's kernels run on; otherwise the message says what is missing: a driver, a
+  // device, or a recent enough one.
+  popnorm_status (*ready)(const Library& library);
+};
+
+inline constexpr const char* kModuleEntry = "popnorm_cuda_module";
+using ModuleEntry = const Module* (*)();
+
+}  // namespace popnorm::cuda
+
+#endif

@@ -1,0 +1,29 @@
+// The operations of the CUDA backend. Arguments arrive validated, but for what only the device can look at.
+#ifndef POPNORM_GPU_OPERATIONS_HPP
+#define POPNORM_GPU_OPERATIONS_HPP
+
+#include <popnorm/popnorm.h>
+
+#include <cstddef>
+
+#include "core/backend.hpp"
+
+namespace popnorm::cuda {
+
+// forward.cu
+popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* stream);
+popnorm_status moments(const Plan& plan, const popnorm_moments_args& a, void* stream);
+popnorm_status combine_parts(const Plan& plan, const popnorm_combine_args& a, void* stream);
+popnorm_status finalize(const Plan& plan, const popnorm_finalize_args& a, void* stream);
+popnorm_status normalize(const Plan& plan, const popnorm_normalize_args& a, void* stream);
+std::size_t forward_bytes(const Problem& p);
+
+// backward.cu
+popnorm_status backward(const Plan& plan, const popnorm_backward_args& a, void* stream);
+popnorm_status backward_reduce(const Plan& plan, const popnorm_backward_reduce_args& a, void* stream);
+popnorm_status backward_apply(const Plan& plan, const popnorm_backward_apply_args& a, void* stream);
+std::size_t backward_bytes(const Problem& p);
+
+}  // namespace popnorm::cuda
+
+#endif

@@ -1,0 +1,76 @@
+#include <cuda_runtime_api.h>
+
+#include "core/error.hpp"
+#include "gpu/runtime.hpp"
+
+namespace popnorm::cuda {
+namespace {
+
+constexpr int kLeastMajor = 7, kLeastMinor = 5;
+
+}  // namespace
+
+popnorm_status device_ready() {
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+    return fail(POPNORM_UNSUPPORTED, "plan: backend cuda finds no NVIDIA driver on this machine; ask for cpu or auto");
+  int devices = 0;
+  const cudaError_t counted = cudaGetDeviceCount(&devices);
+  if (counted == cudaErrorInsufficientDriver)
+    return fail(POPNORM_UNSUPPORTED,
+                "plan: backend cuda needs a driver for CUDA %d.%d, this one serves %d.%d; update it",
+                CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10, driver / 1000, driver % 1000 / 10);
+  if (counted != cudaSuccess || devices == 0)
+    return fail(POPNORM_UNSUPPORTED,
+                "plan: backend cuda finds a driver but no device (%s); is CUDA_VISIBLE_DEVICES empty?",
+                cudaGetErrorString(counted == cudaSuccess ? cudaErrorNoDevice : counted));
+  int device = 0, major = 0, minor = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess)
+    return fail(POPNORM_UNSUPPORTED, "plan: backend cuda cannot ask the current device what it is (%s)",
+                cudaGetErrorString(cudaGetLastError()));
+  if (major < kLeastMajor || (major == kLeastMajor && minor < kLeastMinor))
+    return fail(POPNORM_UNSUPPORTED,
+                "plan: backend cuda needs a device of compute capability %d.%d or later, device %d has "
+                "%d.%d; select another with cudaSetDevice",
+                kLeastMajor, kLeastMinor, device, major, minor);
+  return POPNORM_SUCCESS;
+}
+
+popnorm_status check_reachable(const char* operation, const char* name, const void* first) {
+  if (first == nullptr) return POPNORM_SUCCESS;
+  cudaPointerAttributes attributes{};
+  const cudaError_t status = cudaPointerGetAttributes(&attributes, first);
+  if (status != cudaSuccess)
+    return fail(POPNORM_INTERNAL, "%s: cudaPointerGetAttributes of %s: %s", operation, name,
+                cudaGetErrorString(status));
+  int device = 0;
+  cudaGetDevice(&device);
+  if (attributes.type == cudaMemoryTypeManaged ||
+      (attributes.type == cudaMemoryTypeHost && attributes.devicePointer == first))
+    return POPNORM_SUCCESS;
+  if (attributes.type != cudaMemoryTypeDevice)
+    return fail(POPNORM_INVALID, "%s: %s is at host address %p, must be memory of CUDA device %d", operation, name,
+                first, device);
+  if (attributes.device == device) return POPNORM_SUCCESS;
+  return fail(POPNORM_INVALID, "%s: %s is memory of CUDA device %d, the current device is %d; call cudaSetDevice",
+              operation, name, attributes.device, device);
+}
+
+popnorm_status launch_kernel(const char* operation, const char* kernel_name, const void* kernel, const Grid& grid,
+                             void** arguments, void* stream) {
+  const cudaError_t earlier = cudaPeekAtLastError();
+  const cudaError_t status =
+      cudaLaunchKernel(kernel, dim3(grid.blocks_x, grid.blocks_y), dim3(grid.threads_x, grid.threads_y), arguments,
+                       grid.shared_bytes, static_cast<cudaStream_t>(stream));
+  if (status == cudaSuccess) return POPNORM_SUCCESS;
+  if (status == earlier)
+    return fail(POPNORM_INTERNAL, "%s: the device was already lost to an earlier error: %s", operation,
+                cudaGetErrorString(status));
+  cudaGetLastError();
+  return fail(POPNORM_INTERNAL, "%s: kernel %s was not launched: %s", operation, kernel_name,
+              cudaGetErrorString(status));
+}
+
+}  // namespace popnorm::cuda

@@ -1,0 +1,32 @@
+// What the backend needs of the CUDA runtime. runtime.cu has it; the tests' emulator has another (tests/support/simt).
+#ifndef POPNORM_GPU_RUNTIME_HPP
+#define POPNORM_GPU_RUNTIME_HPP
+
+#include <popnorm/popnorm.h>
+
+#include <cstddef>
+
+namespace popnorm::cuda {
+
+struct Grid {
+  unsigned blocks_x = 1;
+  unsigned blocks_y = 1;
+  unsigned threads_x = 1;
+  unsigned threads_y = 1;
+  std::size_t shared_bytes = 0;
+};
+
+// Whether kernels can run here; fails with what is missing.
+popnorm_status device_ready();
+
+// The current device can reach `first`, which is named `name` in messages.
+popnorm_status check_reachable(const char* operation, const char* name, const void* first);
+
+#ifdef __CUDACC__
+popnorm_status launch_kernel(const char* operation, const char* kernel_name, const void* kernel, const Grid& grid,
+                             void** arguments, void* stream);
+#endif
+
+}  // namespace popnorm::cuda
+
+#endif

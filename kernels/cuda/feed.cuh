@@ -1,0 +1,79 @@
+// What a batch's moments update: running statistics and a population. One block, because a population takes a slot's batch whole
+// or not at all.
+#ifndef POPNORM_KERNELS_CUDA_FEED_CUH
+#define POPNORM_KERNELS_CUDA_FEED_CUH
+
+#include <cstdint>
+
+#include "kernels/cuda/fold.cuh"
+
+namespace popnorm::cuda {
+
+struct FeedArgs {
+  std::int64_t c = 0;
+  Groups groups;
+  Groups slots;
+  const std::int32_t* group_slot = nullptr;
+  MomentArrays of_group;  // [groups][c]
+  double momentum = 0;
+  Results running_mean;
+  Results running_variance;
+  popnorm_population_header* population = nullptr;
+  popnorm_feed feed = POPNORM_FEED_EMA;
+};
+
+// The groups of a slot are one batch, merged in ascending order.
+__device__ __forceinline__ Moments slot_moments(const FeedArgs& args, std::int64_t slot, std::int64_t c) {
+  Moments all{};
+  for (std::int64_t group = 0; group < args.groups.count; ++group) {
+    const bool empty = args.groups.size(group) == 0;
+    const std::int64_t of = args.slots.count <= 1        ? 0
+                            : args.group_slot != nullptr ? args.group_slot[group]
+                            : empty                      ? 0
+                                                         : args.slots.of(args.groups.member(group, 0));
+    if (of == slot) all = combine(all, args.of_group.get(group * args.c + c));
+  }
+  return all;
+}
+
+__device__ __forceinline__ void feed_running(const FeedArgs& args, std::int64_t i, const Moments& m) {
+  const auto blend = [&](const Results& running, double now) {
+    running.put(i, (1 - args.momentum) * running.get(i) + args.momentum * now);
+  };
+  if (args.running_mean.first != nullptr && m.weight > 0) blend(args.running_mean, m.mean);
+  if (args.running_variance.first != nullptr && m.weight > 1) blend(args.running_variance, unbiased_variance(m));
+}
+
+template <class Unused>
+__global__ void __launch_bounds__(kThreads) feed_kernel(const __grid_constant__ FeedArgs args) {
+  double* shared = shared_memory<double>();
+  const auto add = [](double a, double b) { return a + b; };
+  bool taken = false;
+  for (std::int64_t slot = 0; slot < args.slots.count; ++slot) {
+    double bad = 0, fed = 0;
+    for (std::int64_t c = threadIdx.y; c < args.c; c += blockDim.y) {
+      const std::int64_t i = slot * args.c + c;
+      const Moments m = slot_moments(args, slot, c);
+      feed_running(args, i, m);
+      bad += is_finite(m) ? 0 : 1;
+      fed += m.weight == 0 ? 0 : 1;
+    }
+    if (args.population == nullptr) continue;
+    const PopulationArrays<double> a(reinterpret_cast<double*>(args.population + 1), args.slots.count * args.c);
+    const bool whole = block_sum(bad, shared, add) == 0;
+    for (std::int64_t c = threadIdx.y; c < args.c; c += blockDim.y) {
+      const std::int64_t i = slot * args.c + c;
+      const Moments m = slot_moments(args, slot, c);
+      if (!whole)
+        a.nonfinite[i] += is_finite(m) ? 0 : 1;
+      else if (m.weight != 0)
+        feed_entry(a, i, args.feed, args.momentum, m);
+    }
+    taken = (block_sum(fed, shared, add) > 0 && whole) || taken;
+  }
+  if (args.population != nullptr && taken && threadIdx.y == 0) args.population->steps += 1;
+}
+
+}  // namespace popnorm::cuda
+
+#endif

@@ -1,0 +1,148 @@
+// From tiles to rows: a group's moments merged along a tree that the number of tiles fixes, statistics made of them, and what a
+// forward call leaves behind.
+#ifndef POPNORM_KERNELS_CUDA_FOLD_CUH
+#define POPNORM_KERNELS_CUDA_FOLD_CUH
+
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/cuda/rows.cuh"
+#include "kernels/moments.hpp"
+#include "kernels/population.hpp"
+#include "kernels/statistics.hpp"
+
+namespace popnorm::cuda {
+
+// Statistics that are given, of population slots: an array each, or a population.
+struct Given {
+  Values mean;
+  Values variance;
+  const double* population = nullptr;  // its arrays
+  std::int64_t entries = 0;            // slots * c
+  popnorm_estimator estimator = POPNORM_BIASED;
+
+  POPNORM_INLINE MeanVariance at(std::int64_t i) const {
+    if (population != nullptr) return population_statistics({population, entries}, i, estimator);
+    return {mean.get(i, 0), variance.get(i, 1)};
+  }
+};
+
+struct MomentArrays {
+  double* weight = nullptr;
+  double* mean = nullptr;
+  double* m2 = nullptr;
+
+  POPNORM_INLINE Moments get(std::int64_t i) const { return {weight[i], mean[i], m2[i]}; }
+  POPNORM_INLINE void put(std::int64_t i, const Moments& m) const {
+    weight[i] = m.weight;
+    mean[i] = m.mean;
+    m2[i] = m.m2;
+  }
+};
+
+template <class A>
+struct FoldArgs {
+  Extents extents;
+  Groups rows;   // groups, or population slots where statistics are given
+  Groups slots;  // of populations
+  bool from_tiles = false;
+  Tiles tiles;
+  MomentArrays of_tile;  // [rows * per_group][c]
+  MomentArrays of_row;   // [rows][c]: out from tiles, else in; or null
+  const std::int32_t* group_slot = nullptr;
+  Mixture mixture{};
+  Given given;
+  double epsilon = 0;
+  RowArrays<A> out;  // null: moments only
+  Results saved_mean;
+  Results saved_invstd;
+  // Into the reserve, where there is one.
+  ReserveHeader header;
+  ReserveHeader* reserve = nullptr;
+  std::int64_t affine_slots = 0;
+  Values scale, shift;
+  A* kept_scale = nullptr;
+  A* kept_shift = nullptr;
+};
+
+// Merges the tiles of a group, each thread of a column a stretch of neighbours, then the stretches.
+template <class A>
+__device__ __forceinline__ Moments merged(const FoldArgs<A>& args, std::int64_t row, std::int64_t c, Moments* shared) {
+  const std::int64_t tiles = args.tiles.of(args.rows.size(row) * args.extents.s);
+  const std::int64_t stretch = (tiles + blockDim.y - 1) / blockDim.y;
+  const std::int64_t begin = stretch * threadIdx.y;
+  const std::int64_t end = begin + stretch < tiles ? begin + stretch : tiles;
+  Moments all{};
+  for (std::int64_t t = begin; c < args.extents.c && t < end; ++t)
+    all = combine(all, args.of_tile.get((row * args.tiles.per_group + t) * args.extents.c + c));
+  return block_sum(all, shared, [](const Moments& a, const Moments& b) { return combine(a, b); });
+}
+
+template <class A>
+__device__ __forceinline__ void keep_affine(const FoldArgs<A>& args, std::int64_t slot, std::int64_t c) {
+  const std::int64_t i = slot * args.extents.c + c;
+  args.kept_scale[i] = static_cast<A>(args.scale.get(i, 1));
+  args.kept_shift[i] = static_cast<A>(args.shift.get(i, 0));
+}
+
+// The population slot that a group feeds and is mixed with, its first sample's; -1 where the caller names none that exists.
+template <class A>
+POPNORM_INLINE std::int64_t slot_of(const FoldArgs<A>& args, std::int64_t row) {
+  if (args.mixture.statistics == POPNORM_GIVEN) return row;
+  if (args.slots.count <= 1) return 0;
+  if (args.group_slot != nullptr) {
+    const std::int64_t slot = args.group_slot[row];
+    return slot >= 0 && slot < args.slots.count ? slot : -1;
+  }
+  return args.rows.size(row) > 0 ? args.slots.of(args.rows.member(row, 0)) : 0;
+}
+
+template <class A>
+__device__ __forceinline__ void put_row(const FoldArgs<A>& args, std::int64_t row, std::int64_t c,
+                                        const Moments& moments) {
+  const std::int64_t i = row * args.extents.c + c;
+  MeanVariance given{};
+  if (args.mixture.statistics != POPNORM_BATCH) {
+    const std::int64_t slot = slot_of(args, row);
+    given = slot >= 0 ? args.given.at(slot * args.extents.c + c) : MeanVariance{NAN, NAN};
+  }
+  const Statistics s = row_statistics(args.mixture, moments, given, args.epsilon);
+  const StatisticsRow<A> rounded = statistics_row<A>(s.mean, s.invstd);
+  args.out.hi[i] = rounded.hi;
+  args.out.lo[i] = rounded.lo;
+  args.out.invstd[i] = rounded.invstd;
+  if (args.out.weight != nullptr) {
+    args.out.weight[i] = s.weight;
+    args.out.d[i] = round_to<A>(s.d);
+    args.out.r2[i] = round_to<A>(s.r2);
+  }
+  if (args.saved_mean.first != nullptr) args.saved_mean.put(i, s.mean);
+  if (args.saved_invstd.first != nullptr)
+    args.saved_invstd.put(
+        i, args.saved_invstd.type == POPNORM_F64 ? s.invstd : static_cast<double>(round_saturated<float>(s.invstd)));
+}
+
+template <class A>
+__global__ void __launch_bounds__(kThreads) fold_kernel(const __grid_constant__ FoldArgs<A> args) {
+  Moments* shared = shared_memory<Moments>();
+  const std::int64_t c = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const bool writes = threadIdx.y == 0 && c < args.extents.c;
+  for (std::int64_t row = blockIdx.y; row < args.rows.count; row += gridDim.y) {
+    Moments moments{};
+    if (args.from_tiles)
+      moments = merged(args, row, c, shared);
+    else if (writes && args.of_row.weight != nullptr)
+      moments = args.of_row.get(row * args.extents.c + c);
+    if (!writes) continue;
+    if (args.from_tiles && args.of_row.weight != nullptr) args.of_row.put(row * args.extents.c + c, moments);
+    if (args.out.hi != nullptr) put_row(args, row, c, moments);
+  }
+  if (args.reserve == nullptr) return;
+  for (std::int64_t slot = blockIdx.y; writes && slot < args.affine_slots; slot += gridDim.y)
+    keep_affine(args, slot, c);
+  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0 && threadIdx.y == 0) *args.reserve = args.header;
+}
+
+}  // namespace popnorm::cuda
+
+#endif

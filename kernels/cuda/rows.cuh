@@ -1,0 +1,72 @@
+// The rows of statistics, scale and shift that normalize a sample: the reserve's, or a call's own.
+#ifndef POPNORM_KERNELS_CUDA_ROWS_CUH
+#define POPNORM_KERNELS_CUDA_ROWS_CUH
+
+#include <popnorm/popnorm.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/layout.cuh"
+#include "kernels/reserve_layout.hpp"
+
+namespace popnorm::cuda {
+
+// Rows of statistics: [rows][c], as in the reserve. A forward without one has neither weight nor d nor r2.
+template <class A>
+struct RowArrays {
+  double* weight = nullptr;
+  A* hi = nullptr;
+  A* lo = nullptr;
+  A* invstd = nullptr;
+  A* d = nullptr;
+  A* r2 = nullptr;
+};
+
+template <class A>
+inline constexpr popnorm_type kTypeOf = sizeof(A) == sizeof(double) ? POPNORM_F64 : POPNORM_F32;
+
+// What a kernel works with.
+template <class A>
+struct Rows {
+  bool given;     // the statistics are constants
+  Groups map;     // which row a sample has
+  Groups affine;  // which scale and shift
+  RowArrays<A> of;
+  Values scale;
+  Values shift;
+};
+
+// What the host knows of them. The source of a reserve's statistics is written in the reserve, which only kernels can read: it
+// says whether rows are those of groups or of population slots, and with their number where the arrays begin.
+template <class A>
+struct RowSource {
+  Groups groups;
+  Groups slots;
+  Groups affine;
+  std::int64_t c = 0;
+  std::byte* reserve = nullptr;  // or null, and then:
+  popnorm_statistics statistics = POPNORM_BATCH;
+  RowArrays<A> own{};
+  Values scale{};
+  Values shift{};
+
+  POPNORM_INLINE Rows<A> get() const {
+    const popnorm_statistics of =
+        reserve != nullptr
+            ? static_cast<popnorm_statistics>(reinterpret_cast<const ReserveHeader*>(reserve)->statistics)
+            : statistics;
+    const bool given = of == POPNORM_GIVEN;
+    Rows<A> rows{given, given ? slots : groups, affine, own, scale, shift};
+    if (reserve == nullptr) return rows;
+    const ReserveArrays<A, std::byte> r(reserve, rows.map.count * c, affine.count * c);
+    rows.of = {r.weight, r.hi, r.lo, r.invstd, r.d, r.r2};
+    rows.scale = {r.scale, kTypeOf<A>};
+    rows.shift = {r.shift, kTypeOf<A>};
+    return rows;
+  }
+};
+
+}  // namespace popnorm::cuda
+
+#endif

@@ -1,0 +1,53 @@
+// CUDA's execution model on the host, for tests: kernels compiled as C++ run here thread by thread. Each CUDA thread of a
+// block is a fiber; at a barrier or a warp-wide operation it waits until everybody has arrived. Which thread runs next is drawn
+// from a seed (POPNORM_SIMT_SEED), so that what depends on the order of threads gives other results under other seeds, and from
+// launch to launch. Shared memory begins as NaN.
+//
+// This file defines the names that kernels use and nvcc knows by itself. It is included by kernels/cuda/intrinsics.cuh only.
+#ifndef POPNORM_TESTS_SUPPORT_SIMT_SIMT_HPP
+#define POPNORM_TESTS_SUPPORT_SIMT_SIMT_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+namespace simt {
+
+struct Extent {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+// What the running thread sees.
+struct Coordinates {
+  Extent thread, block, threads, blocks;
+};
+const Coordinates& here();
+
+void* shared_memory();
+void block_barrier();
+
+struct Launch {
+  Extent blocks, threads;
+  std::size_t shared_bytes = 0;
+};
+
+// Runs `thread` once per thread of the grid. Aborts with a message where threads wait for one another for ever.
+void run(const Launch& launch, const std::function<void()>& thread);
+
+}  // namespace simt
+
+#define threadIdx (::simt::here().thread)
+#define blockIdx (::simt::here().block)
+#define blockDim (::simt::here().threads)
+#define gridDim (::simt::here().blocks)
+
+inline void __syncthreads() { ::simt::block_barrier(); }
+
+#endif
