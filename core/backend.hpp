@@ -42,6 +42,7 @@ struct Backend {
   popnorm_status (*normalize)(const Plan&, const popnorm_normalize_args&, void* stream);
   popnorm_status (*backward_reduce)(const Plan&, const popnorm_backward_reduce_args&, void* stream);
   popnorm_status (*backward_apply)(const Plan&, const popnorm_backward_apply_args&, void* stream);
+  // Null where a backend has none.
   popnorm_status (*double_backward)(const Plan&, const popnorm_double_backward_args&, void* stream);
 };
 

@@ -13,4 +13,8 @@ const char* last_error();
 
 }  // namespace popnorm
 
+// Returns from the function if a step of it fails.
+#define POPNORM_TRY(expression) \
+  if (const popnorm_status status_ = (expression); status_ != POPNORM_SUCCESS) return status_
+
 #endif

@@ -14,7 +14,7 @@
 namespace popnorm {
 namespace {
 
-// The directory of this library and the module's name in it; POPNORM_CUDA_MODULE names another file.
+// The module beside this library, or the file that POPNORM_CUDA_MODULE names.
 void* open_module() {
   if (const char* file = std::getenv("POPNORM_CUDA_MODULE"); file != nullptr && *file != '\0')
     return ::dlopen(file, RTLD_NOW | RTLD_LOCAL);
@@ -37,7 +37,7 @@ struct Opened {
       return;
     }
     const auto entry = reinterpret_cast<cuda::ModuleEntry>(::dlsym(handle, cuda::kModuleEntry));
-    const cuda::Module* found = entry != nullptr ? entry() : nullptr;
+    const cuda::Module* found = entry != nullptr ? entry(&kLibrary) : nullptr;
     if (found == nullptr || found->abi != cuda::kModuleAbi || found->version != popnorm_version() ||
         found->plan_size != sizeof(Plan)) {
       std::snprintf(why, sizeof(why), "its module is of another build of popnorm; install both from one");
@@ -51,7 +51,7 @@ popnorm_status find_cuda(const Backend*& backend) {
   static const Opened opened;
   if (opened.module == nullptr)
     return fail(POPNORM_UNSUPPORTED, "plan: backend cuda is not installed: %s; ask for cpu or auto", opened.why);
-  if (const popnorm_status status = opened.module->ready(kLibrary); status != POPNORM_SUCCESS) return status;
+  if (const popnorm_status status = opened.module->ready(); status != POPNORM_SUCCESS) return status;
   backend = opened.module->backend;
   return POPNORM_SUCCESS;
 }

@@ -10,9 +10,6 @@
 #include "core/population.hpp"
 #include "core/reserve.hpp"
 
-#define POPNORM_TRY(expression) \
-  if (const popnorm_status status_ = (expression); status_ != POPNORM_SUCCESS) return status_
-
 namespace popnorm {
 namespace {
 
@@ -748,7 +745,7 @@ popnorm_status validate(const Plan& plan, const popnorm_double_backward_args& a)
   const Problem& p = plan.problem;
   const std::int64_t scales = p.affine_slot.count * p.c;
   Memory memory(operation, plan);
-  if (memory.on_device())
+  if (plan.backend->double_backward == nullptr)
     return fail(POPNORM_UNSUPPORTED, "%s: backend %s has no second derivative; make the plan for cpu", operation,
                 plan.backend->name);
   POPNORM_TRY(memory.tensor("x", a.x, p.x, false));

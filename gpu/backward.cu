@@ -52,8 +52,8 @@ template <class A>
 struct Call {
   const char* operation;
   const Problem& p;
-  const BackwardSpace<A>& space;
-  const RowSource<A>& source;
+  BackwardSpace<A> space;
+  RowSource<A> source;
   void* stream;
 
   // With several affine slots a row's sums are those of scale*dy, and dscale and dshift need sums of their own.
@@ -149,6 +149,16 @@ popnorm_status launch_saved(const Problem& p, const popnorm_backward_args& a, co
   return launch("backward", "saved", saved_kernel<A>, args, grid_of<double>(p, {kThreads, 1}, 1), stream);
 }
 
+template <class Args, class Body>
+popnorm_status with_call(const char* operation, const Plan& plan, const Args& a, void* stream, const Body& body) {
+  return with_arithmetic_type(plan.problem, [&](auto arithmetic) -> popnorm_status {
+    using A = decltype(arithmetic);
+    Arena arena(a.workspace);
+    return body(Call<A>{operation, plan.problem, BackwardSpace<A>(arena, plan.problem),
+                        row_source<A>(plan.problem, a.reserve), stream});
+  });
+}
+
 }  // namespace
 
 std::size_t backward_bytes(const Problem& p) {
@@ -161,45 +171,27 @@ std::size_t backward_bytes(const Problem& p) {
 }
 
 popnorm_status backward(const Plan& plan, const popnorm_backward_args& a, void* stream) {
-  const Problem& p = plan.problem;
-  return with_arithmetic_type(p, [&](auto arithmetic) -> popnorm_status {
-    using A = decltype(arithmetic);
-    Arena arena(a.workspace);
-    const BackwardSpace<A> space(arena, p);
-    RowSource<A> source = row_source<A>(p, a.reserve);
+  return with_call("backward", plan, a, stream, [&](auto call) -> popnorm_status {
     if (a.reserve == nullptr) {
-      POPNORM_TRY(launch_saved(p, a, space.saved, stream));
-      source.statistics = a.statistics;
-      source.own = space.saved;
-      source.scale = values(a.scale, p.parameters);
+      POPNORM_TRY(launch_saved(call.p, a, call.space.saved, stream));
+      call.source.statistics = a.statistics;
+      call.source.own = call.space.saved;
+      call.source.scale = values(a.scale, call.p.parameters);
     }
-    const Call<A> call{"backward", p, space, source, stream};
-    POPNORM_TRY(call.sums(a.x, a.dy, space.dy_of_class, space.dy_xhat_of_class, a.dscale, a.dshift, a.accumulate != 0,
-                          a.dx != nullptr));
+    POPNORM_TRY(call.sums(a.x, a.dy, call.space.dy_of_class, call.space.dy_xhat_of_class, a.dscale, a.dshift,
+                          a.accumulate != 0, a.dx != nullptr));
     return a.dx != nullptr ? call.apply(a.x, a.dy, a.dx) : POPNORM_SUCCESS;
   });
 }
 
 popnorm_status backward_reduce(const Plan& plan, const popnorm_backward_reduce_args& a, void* stream) {
-  const Problem& p = plan.problem;
-  return with_arithmetic_type(p, [&](auto arithmetic) -> popnorm_status {
-    using A = decltype(arithmetic);
-    Arena arena(a.workspace);
-    const BackwardSpace<A> space(arena, p);
-    const RowSource<A> source = row_source<A>(p, a.reserve);
-    const Call<A> call{"backward_reduce", p, space, source, stream};
+  return with_call("backward_reduce", plan, a, stream, [&](const auto& call) {
     return call.sums(a.x, a.dy, a.sum_dy, a.sum_dy_xhat, a.dscale, a.dshift, false, false);
   });
 }
 
 popnorm_status backward_apply(const Plan& plan, const popnorm_backward_apply_args& a, void* stream) {
-  const Problem& p = plan.problem;
-  return with_arithmetic_type(p, [&](auto arithmetic) -> popnorm_status {
-    using A = decltype(arithmetic);
-    Arena arena(a.workspace);
-    const BackwardSpace<A> space(arena, p);
-    const RowSource<A> source = row_source<A>(p, a.reserve);
-    const Call<A> call{"backward_apply", p, space, source, stream};
+  return with_call("backward_apply", plan, a, stream, [&](const auto& call) -> popnorm_status {
     POPNORM_TRY(
         call.fold(Classes::rows, false, const_cast<double*>(a.sum_dy), const_cast<double*>(a.sum_dy_xhat), true));
     return call.apply(a.x, a.dy, a.dx);

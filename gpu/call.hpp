@@ -7,15 +7,13 @@
 #include <cstdint>
 
 #include "core/arena.hpp"
+#include "core/error.hpp"
 #include "core/problem.hpp"
 #include "core/reserve.hpp"
 #include "gpu/launch.hpp"
 #include "kernels/cuda/fold.cuh"
 #include "kernels/cuda/layout.cuh"
 #include "kernels/cuda/normalize.cuh"
-
-#define POPNORM_TRY(expression) \
-  if (const popnorm_status status_ = (expression); status_ != POPNORM_SUCCESS) return status_
 
 namespace popnorm::cuda {
 
@@ -42,26 +40,27 @@ inline Block block_of(const Problem& p) {
   return {x, kThreads / x};
 }
 
+// Blocks of channels side by side that a grid can have.
+inline constexpr std::int64_t kMostChannelBlocks = (std::int64_t{1} << 31) - 1;
+inline std::int64_t channel_blocks(const Problem& p, const Block& block) { return (p.c + block.x - 1) / block.x; }
+
 // Blocks of all channels by `rows` of work, of which a block takes another when it is done with one.
 template <class Shared>
 Grid grid_of(const Problem& p, const Block& block, std::int64_t rows) {
   constexpr std::int64_t kMostRows = 65535;
-  return {static_cast<unsigned>((p.c + block.x - 1) / block.x), static_cast<unsigned>(std::min(rows, kMostRows)),
-          block.x, block.y, kThreads * sizeof(Shared)};
+  return {static_cast<unsigned>(channel_blocks(p, block)), static_cast<unsigned>(std::min(rows, kMostRows)), block.x,
+          block.y, kThreads * sizeof(Shared)};
 }
 
 // Positions of a tile: so many chunks that the partial results of all stay within 1/64 of a tensor and 4 MB.
 inline std::int64_t tile_length(const Problem& p) {
   constexpr std::int64_t kLeast = 1024, kMostBytes = std::int64_t{4} << 20, kSlotBytes = 3 * sizeof(double);
   const std::int64_t chunk = std::int64_t{block_of(p).y} * kHeld;
-  const std::int64_t budget = (p.n * p.s * p.c * kSlotBytes + kMostBytes - 1) / kMostBytes;
+  const std::int64_t budget = p.n * p.s * p.c / (kMostBytes / kSlotBytes) + 1;
   return (std::max(kLeast, budget) + chunk - 1) / chunk * chunk;
 }
 
-inline Tiles tiles_of(const Problem& p, const Groups& groups) {
-  const Tiles one{tile_length(p), 0};
-  return {one.length, groups.count > 0 ? one.of(groups.largest() * p.s) : 0};
-}
+inline Tiles tiles_of(const Problem& p, const Groups& groups) { return tiles_of(groups, p.s, tile_length(p)); }
 
 inline std::int64_t slots_of(const Groups& groups, const Tiles& tiles) { return groups.count * tiles.per_group; }
 

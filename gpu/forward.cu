@@ -85,7 +85,6 @@ void keep(const Problem& p, const Args& a, FoldArgs<A>& fold) {
 template <class A>
 popnorm_status launch_fold(const char* operation, const Problem& p, const FoldArgs<A>& args, void* stream) {
   const std::int64_t rows = std::max(args.rows.count, args.affine_slots);
-  // A row's tiles are merged by all threads of a column.
   return launch(operation, "fold", fold_kernel<A>, args,
                 grid_of<Moments>(p, block_of(p), std::max<std::int64_t>(rows, 1)), stream);
 }
@@ -114,6 +113,8 @@ popnorm_status launch_normalize(const char* operation, const Problem& p, const N
 }
 
 }  // namespace
+
+bool grid_holds(const Problem& p) { return channel_blocks(p, block_of(p)) <= kMostChannelBlocks; }
 
 std::size_t forward_bytes(const Problem& p) {
   Arena arena(nullptr);
@@ -163,7 +164,7 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* st
 popnorm_status moments(const Plan& plan, const popnorm_moments_args& a, void* stream) {
   const Problem& p = plan.problem;
   Arena arena(a.workspace);
-  const ForwardSpace<float> space(arena, p);
+  const ForwardSpace<float> space(arena, p);  // moments are double, whatever the storage
   POPNORM_TRY(launch_moments("moments", p, a.x, space.of_tile, stream));
   FoldArgs<float> fold = fold_args<float>(p, {});
   fold.from_tiles = true;

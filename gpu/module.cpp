@@ -30,11 +30,6 @@ popnorm_status fail(popnorm_status status, const char* format, ...) {
 namespace cuda {
 namespace {
 
-popnorm_status ready(const Library& opened_by) {
-  library = &opened_by;
-  return device_ready();
-}
-
 popnorm_status unserved(const char* what) {
   return fail(POPNORM_UNSUPPORTED, "plan: backend cuda does not serve %s yet; ask for cpu", what);
 }
@@ -44,6 +39,7 @@ popnorm_status prepare(Plan& plan, const char* /*isa*/, const popnorm_executor* 
   if (executor != nullptr)
     return fail(POPNORM_INVALID, "plan: an executor is given, must be null: backend cuda has no host threads");
   if (p.weights != POPNORM_UNWEIGHTED) return unserved("weights");
+  if (!grid_holds(p)) return unserved("so many channels");
   for (const Map* map : {&p.norm_group, &p.population_slot, &p.affine_slot})
     if (map->kind == POPNORM_LABELS) return unserved("maps of kind LABELS");
   plan.isa = "cuda";
@@ -51,21 +47,18 @@ popnorm_status prepare(Plan& plan, const char* /*isa*/, const popnorm_executor* 
   return POPNORM_SUCCESS;
 }
 
-popnorm_status double_backward(const Plan& /*plan*/, const popnorm_double_backward_args& /*a*/, void* /*stream*/) {
-  return unserved("second derivatives");
-}
-
-constexpr Backend backend{POPNORM_CUDA,    "cuda",         check_reachable, prepare,  forward,
-                          backward,        moments,        combine_parts,   finalize, normalize,
-                          backward_reduce, backward_apply, double_backward};
+constexpr Backend backend{POPNORM_CUDA,  "cuda",   check_reachable, prepare,         forward,        backward, moments,
+                          combine_parts, finalize, normalize,       backward_reduce, backward_apply, nullptr};
 
 constexpr Module module{kModuleAbi, POPNORM_VERSION_MAJOR * 10000 + POPNORM_VERSION_MINOR * 100 + POPNORM_VERSION_PATCH,
-                        sizeof(Plan), &backend, ready};
+                        sizeof(Plan), &backend, device_ready};
 
 }  // namespace
 }  // namespace cuda
 }  // namespace popnorm
 
-extern "C" __attribute__((visibility("default"))) const popnorm::cuda::Module* popnorm_cuda_module() {
+extern "C" __attribute__((visibility("default"))) const popnorm::cuda::Module* popnorm_cuda_module(
+    const popnorm::cuda::Library* opened_by) {
+  popnorm::library = opened_by;
   return &popnorm::cuda::module;
 }

@@ -26,11 +26,12 @@ struct Module {
   const Backend* backend;
   // SUCCESS if there is a device that the module's kernels run on; otherwise the message says what is missing: a driver, a
   // device, or a recent enough one.
-  popnorm_status (*ready)(const Library& library);
+  popnorm_status (*ready)();
 };
 
 inline constexpr const char* kModuleEntry = "popnorm_cuda_module";
-using ModuleEntry = const Module* (*)();
+// Called once, with what must outlive the process's last call.
+using ModuleEntry = const Module* (*)(const Library*);
 
 }  // namespace popnorm::cuda
 

@@ -11,6 +11,8 @@
 namespace popnorm::cuda {
 
 // forward.cu
+// Whether a grid has as many blocks as the problem has channels for.
+bool grid_holds(const Problem& p);
 popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* stream);
 popnorm_status moments(const Plan& plan, const popnorm_moments_args& a, void* stream);
 popnorm_status combine_parts(const Plan& plan, const popnorm_combine_args& a, void* stream);

@@ -28,11 +28,6 @@ struct BackwardReduceArgs {
   double* dy_xhat_of_tile = nullptr;  // [tiles][c]
 };
 
-POPNORM_INLINE Tiles tiles_of(const Groups& classed, std::int64_t s, std::int64_t length) {
-  const Tiles one{length, 0};
-  return {length, classed.count > 0 ? one.of(classed.largest() * s) : 0};
-}
-
 template <class T, class A>
 __global__ void __launch_bounds__(kThreads) backward_reduce_kernel(const __grid_constant__ BackwardReduceArgs<A> args) {
   TwoSums* shared = shared_memory<TwoSums>();
@@ -42,20 +37,17 @@ __global__ void __launch_bounds__(kThreads) backward_reduce_kernel(const __grid_
   const Groups classed = args.classes == Classes::affine ? rows.affine : rows.map;
   const Tiles tiles = tiles_of(classed, args.extents.s, args.tile_length);
   for (std::int64_t tile = blockIdx.y; tile < classed.count * tiles.per_group; tile += gridDim.y) {
-    const std::int64_t of = tile / tiles.per_group;
-    const std::int64_t positions = classed.size(of) * args.extents.s;
-    const std::int64_t begin = tile % tiles.per_group * tiles.length;
-    const std::int64_t end = begin + tiles.length < positions ? begin + tiles.length : positions;
-    if (begin >= end) continue;
+    const Tile t(classed, tiles, args.extents.s, tile);
+    if (t.begin >= t.end) continue;
     TwoSums all{0, 0};
     std::int64_t row = -1;
     A hi = 0, invstd = 0, shift = 0;
-    Walk walk(begin + threadIdx.y, blockDim.y, args.extents.s);
-    for (std::int64_t at = begin + threadIdx.y; c < args.extents.c && at < end;) {
+    Walk walk(t.begin + threadIdx.y, blockDim.y, args.extents.s);
+    for (std::int64_t at = t.begin + threadIdx.y; c < args.extents.c && at < t.end;) {
       A sum = 0, products = 0;
       // So many in A, then in double.
-      for (int k = 0; k < 4 && at < end; ++k, at += blockDim.y, walk.step()) {
-        const std::int64_t n = classed.member(of, walk.sample());
+      for (int k = 0; k < 4 && at < t.end; ++k, at += blockDim.y, walk.step()) {
+        const std::int64_t n = classed.member(t.group, walk.sample());
         if (rows.map.of(n) != row) {
           row = rows.map.of(n);
           const std::int64_t i = row * args.extents.c + c;
@@ -123,13 +115,11 @@ __global__ void __launch_bounds__(kThreads) fold_sums_kernel(const __grid_consta
     const std::int64_t i = of * args.extents.c + c;
     TwoSums all{0, 0};
     if (args.tile_length > 0) {
-      const std::int64_t count = tiles.of(classed.size(of) * args.extents.s);
-      const std::int64_t stretch = (count + blockDim.y - 1) / blockDim.y;
-      const std::int64_t begin = stretch * threadIdx.y;
-      for (std::int64_t t = begin; c < args.extents.c && t < begin + stretch && t < count; ++t) {
-        const std::int64_t at = (of * tiles.per_group + t) * args.extents.c + c;
+      for_each_tile(classed, tiles, args.extents.s, of, [&](std::int64_t tile) {
+        if (c >= args.extents.c) return;
+        const std::int64_t at = tile * args.extents.c + c;
         all = {all.first + args.dy_of_tile[at], all.second + args.dy_xhat_of_tile[at]};
-      }
+      });
       all = block_sum(all, shared, AddTwoSums());
     }
     if (threadIdx.y != 0 || c >= args.extents.c) continue;

@@ -65,16 +65,13 @@ struct FoldArgs {
   A* kept_shift = nullptr;
 };
 
-// Merges the tiles of a group, each thread of a column a stretch of neighbours, then the stretches.
+// The moments of a group from its tiles.
 template <class A>
 __device__ __forceinline__ Moments merged(const FoldArgs<A>& args, std::int64_t row, std::int64_t c, Moments* shared) {
-  const std::int64_t tiles = args.tiles.of(args.rows.size(row) * args.extents.s);
-  const std::int64_t stretch = (tiles + blockDim.y - 1) / blockDim.y;
-  const std::int64_t begin = stretch * threadIdx.y;
-  const std::int64_t end = begin + stretch < tiles ? begin + stretch : tiles;
   Moments all{};
-  for (std::int64_t t = begin; c < args.extents.c && t < end; ++t)
-    all = combine(all, args.of_tile.get((row * args.tiles.per_group + t) * args.extents.c + c));
+  for_each_tile(args.rows, args.tiles, args.extents.s, row, [&](std::int64_t tile) {
+    if (c < args.extents.c) all = combine(all, args.of_tile.get(tile * args.extents.c + c));
+  });
   return block_sum(all, shared, [](const Moments& a, const Moments& b) { return combine(a, b); });
 }
 

@@ -103,6 +103,35 @@ struct Tiles {
   POPNORM_INLINE std::int64_t of(std::int64_t positions) const { return (positions + length - 1) / length; }
 };
 
+POPNORM_INLINE Tiles tiles_of(const Groups& groups, std::int64_t s, std::int64_t length) {
+  const Tiles one{length, 0};
+  return {length, groups.count > 0 ? one.of(groups.largest() * s) : 0};
+}
+
+// A tile: positions [begin, end) of a group, none where the group has no such tile.
+struct Tile {
+  std::int64_t group;
+  std::int64_t begin;
+  std::int64_t end;
+
+  POPNORM_INLINE Tile(const Groups& groups, const Tiles& tiles, std::int64_t s, std::int64_t number)
+      : group(number / tiles.per_group), begin(number % tiles.per_group * tiles.length) {
+    const std::int64_t positions = groups.size(group) * s;
+    end = begin + tiles.length < positions ? begin + tiles.length : positions;
+  }
+};
+
+// Calls body(number) for those of a group's tiles, neighbours, that this thread of a column is to merge.
+template <class Body>
+__device__ __forceinline__ void for_each_tile(const Groups& groups, const Tiles& tiles, std::int64_t s,
+                                              std::int64_t group, const Body& body) {
+  const std::int64_t count = tiles.of(groups.size(group) * s);
+  const std::int64_t stretch = (count + blockDim.y - 1) / blockDim.y;
+  const std::int64_t begin = stretch * threadIdx.y;
+  const std::int64_t end = begin + stretch < count ? begin + stretch : count;
+  for (std::int64_t t = begin; t < end; ++t) body(group * tiles.per_group + t);
+}
+
 // A place among positions counted sample after sample, moved on without divisions.
 class Walk {
  public:

@@ -104,13 +104,10 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(const __grid_constant
   const std::int64_t c = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const std::int64_t chunk = std::int64_t{blockDim.y} * kHeld;
   for (std::int64_t tile = blockIdx.y; tile < args.groups.count * args.tiles.per_group; tile += gridDim.y) {
-    const std::int64_t group = tile / args.tiles.per_group;
-    const std::int64_t positions = args.groups.size(group) * args.extents.s;
-    const std::int64_t begin = tile % args.tiles.per_group * args.tiles.length;
-    const std::int64_t end = begin + args.tiles.length < positions ? begin + args.tiles.length : positions;
+    const Tile t(args.groups, args.tiles, args.extents.s, tile);
     Moments all{};
-    for (std::int64_t at = begin; at < end; at += chunk)
-      all = combine(all, chunk_moments<T>(args, group, at, at + chunk < end ? at + chunk : end, c, shared));
+    for (std::int64_t at = t.begin; at < t.end; at += chunk)
+      all = combine(all, chunk_moments<T>(args, t.group, at, at + chunk < t.end ? at + chunk : t.end, c, shared));
     if (threadIdx.y != 0 || c >= args.extents.c) continue;
     const std::int64_t to = tile * args.extents.c + c;
     args.weight[to] = all.weight;

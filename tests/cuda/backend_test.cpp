@@ -176,6 +176,7 @@ TEST(CudaBackend, RefusesByNameWhatItDoesNotServe) {
   popnorm_problem labelled = popnorm::problem_nchw(2, 3, 4);
   labelled.norm_group = {POPNORM_LABELS, 2};
   expect_refused(POPNORM_UNSUPPORTED, labelled, options, "LABELS");
+  expect_refused(POPNORM_UNSUPPORTED, popnorm::problem_nchw(1, std::int64_t{1} << 31, 2), options, "channels");
 
   popnorm_executor executor = POPNORM_EXECUTOR_INIT;
   executor.parallel_for = [](void*, std::int64_t, void (*)(void*, std::int64_t), void*) {};
