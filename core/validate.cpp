@@ -70,6 +70,36 @@ popnorm_status resolve_strides(const char* name, const Problem& p, popnorm_layou
 // ----------------------------------------------------------------------------------------------------------------
 // memory
 
+// Every id of map a has one id of map b: the samples of a group feed one slot, say.
+popnorm_status check_one_each(const char* operation, const char* a_name, const Labelled& a, const char* b_name,
+                              const Labelled& b, std::int64_t n, const char* why) {
+  if (b.map.kind == POPNORM_WHOLE || a.map.kind == POPNORM_PER_SAMPLE || a.same_as(b)) return POPNORM_SUCCESS;
+  const auto refuse = [&](std::int64_t id, std::int64_t first, std::int64_t other) {
+    return fail(POPNORM_INVALID, "%s: %s %lld has samples of %s %lld and %lld, must have one: %s", operation, a_name,
+                ll{id}, b_name, ll{first}, ll{other}, why);
+  };
+  if (a.map.kind != POPNORM_LABELS) {
+    // The first sample of an id is known.
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t first = a.map.kind == POPNORM_STRIDED ? i % a.map.k : a(i) * samples_per_id(a.map, n);
+      if (b(i) != b(first)) return refuse(a(i), b(first), b(i));
+    }
+    return POPNORM_SUCCESS;
+  }
+  constexpr std::int64_t kAtOnce = 4096;
+  std::int32_t first[kAtOnce];
+  for (std::int64_t begin = 0; begin < a.map.count; begin += kAtOnce) {
+    std::fill(first, first + kAtOnce, -1);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t id = a(i) - begin;
+      if (id < 0 || id >= kAtOnce) continue;
+      if (first[id] < 0) first[id] = static_cast<std::int32_t>(b(i));
+      if (first[id] != b(i)) return refuse(a(i), first[id], b(i));
+    }
+  }
+  return POPNORM_SUCCESS;
+}
+
 // A piece of the caller's memory: solid, or the rows of a tensor.
 struct Region {
   const char* name;
@@ -180,7 +210,14 @@ class Memory {
     POPNORM_TRY(labels("batch.norm_group", problem_.norm_group, b.norm_group, needs.norm_group));
     POPNORM_TRY(labels("batch.population_slot", problem_.population_slot, b.population_slot, needs.population_slot));
     POPNORM_TRY(labels("batch.affine_slot", problem_.affine_slot, b.affine_slot, needs.affine_slot));
+    if (on_device()) POPNORM_TRY(array("batch.device_status", b.device_status, 1, sizeof(std::uint32_t), true));
     return weights(b.weights);
+  }
+  // Of every id of `a` the samples have one id of `b`. Labels that only the device can read are checked there.
+  popnorm_status one_each(const Labelled& a, const Labelled& b, const char* why) const {
+    const bool readable = a.map.kind != POPNORM_LABELS && b.map.kind != POPNORM_LABELS;
+    if (on_device() && !readable) return POPNORM_SUCCESS;
+    return check_one_each(operation_, "norm_group", a, "population_slot", b, problem_.n, why);
   }
 
   // The reserve of a forward with the same labels.
@@ -239,7 +276,12 @@ class Memory {
       return fail(POPNORM_INVALID, "%s: %s is not null, must be: the problem's map is not of kind LABELS", operation_,
                   name);
     }
-    if (!needed || problem_.n == 0) return POPNORM_SUCCESS;
+    if (problem_.n == 0) return POPNORM_SUCCESS;
+    if (on_device()) {
+      if (needed) return required(name, ids, problem_.n, sizeof(std::int32_t), false);
+      return array(name, ids, problem_.n, sizeof(std::int32_t), false);
+    }
+    if (!needed) return POPNORM_SUCCESS;
     POPNORM_TRY(required(name, ids, problem_.n, sizeof(std::int32_t), false));
     // Looked for only if there is one, which a loop without exits finds out many times faster.
     const auto count = static_cast<std::uint32_t>(map.count);
@@ -262,6 +304,7 @@ class Memory {
     if (p.elements() == 0) return POPNORM_SUCCESS;
     if (p.weights == POPNORM_LENGTHS) {
       POPNORM_TRY(required(name, first, p.n, sizeof(std::int64_t), false));
+      if (on_device()) return POPNORM_SUCCESS;
       const auto* length = static_cast<const std::int64_t*>(first);
       for (std::int64_t n = 0; n < p.n; ++n)
         if (length[n] < 0 || length[n] > p.s)
@@ -271,6 +314,7 @@ class Memory {
     }
     const std::int64_t count = p.weights == POPNORM_WEIGHTS_PER_SAMPLE ? p.n : p.n * p.s;
     POPNORM_TRY(required(name, first, count, sizeof(float), false));
+    if (on_device()) return POPNORM_SUCCESS;
     const auto* weight = static_cast<const float*>(first);
     for (std::int64_t i = 0; i < count; ++i)
       if (!(weight[i] >= 0 && weight[i] <= std::numeric_limits<float>::max()))
@@ -343,36 +387,6 @@ popnorm_status check_moments_values(const char* operation, const popnorm_moment_
       return fail(POPNORM_INVALID, "%s: moments.weight[%lld] is %g, must be >= 0", operation, ll{i}, m.weight[i]);
     if (m.m2[i] < 0)
       return fail(POPNORM_INVALID, "%s: moments.m2[%lld] is %g, must be >= 0", operation, ll{i}, m.m2[i]);
-  }
-  return POPNORM_SUCCESS;
-}
-
-// Every id of map a has one id of map b: the samples of a group feed one slot, say.
-popnorm_status check_one_each(const char* operation, const char* a_name, const Labelled& a, const char* b_name,
-                              const Labelled& b, std::int64_t n, const char* why) {
-  if (b.map.kind == POPNORM_WHOLE || a.map.kind == POPNORM_PER_SAMPLE || a.same_as(b)) return POPNORM_SUCCESS;
-  const auto refuse = [&](std::int64_t id, std::int64_t first, std::int64_t other) {
-    return fail(POPNORM_INVALID, "%s: %s %lld has samples of %s %lld and %lld, must have one: %s", operation, a_name,
-                ll{id}, b_name, ll{first}, ll{other}, why);
-  };
-  if (a.map.kind != POPNORM_LABELS) {
-    // The first sample of an id is known.
-    for (std::int64_t i = 0; i < n; ++i) {
-      const std::int64_t first = a.map.kind == POPNORM_STRIDED ? i % a.map.k : a(i) * samples_per_id(a.map, n);
-      if (b(i) != b(first)) return refuse(a(i), b(first), b(i));
-    }
-    return POPNORM_SUCCESS;
-  }
-  constexpr std::int64_t kAtOnce = 4096;
-  std::int32_t first[kAtOnce];
-  for (std::int64_t begin = 0; begin < a.map.count; begin += kAtOnce) {
-    std::fill(first, first + kAtOnce, -1);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const std::int64_t id = a(i) - begin;
-      if (id < 0 || id >= kAtOnce) continue;
-      if (first[id] < 0) first[id] = static_cast<std::int32_t>(b(i));
-      if (first[id] != b(i)) return refuse(a(i), first[id], b(i));
-    }
   }
   return POPNORM_SUCCESS;
 }
@@ -582,8 +596,7 @@ popnorm_status validate(const Plan& plan, const popnorm_forward_args& a) {
   const bool one_slot = !given && (updates(a.update) || a.source.statistics != POPNORM_BATCH);
   POPNORM_TRY(memory.batch(a.batch, {!given, given || one_slot, true}));
   if (one_slot)
-    POPNORM_TRY(check_one_each("forward", "norm_group", {p.norm_group, a.batch.norm_group}, "population_slot",
-                               {p.population_slot, a.batch.population_slot}, p.n, kOneSlot));
+    POPNORM_TRY(memory.one_each({p.norm_group, a.batch.norm_group}, {p.population_slot, a.batch.population_slot}, kOneSlot));
   if (a.reserve != nullptr || a.reserve_bytes != 0) POPNORM_TRY(memory.reserve(a.reserve, a.reserve_bytes, true));
   POPNORM_TRY(memory.workspace(a.workspace, a.workspace_bytes));
   return memory.disjoint();
@@ -641,8 +654,7 @@ popnorm_status validate(const Plan& plan, const popnorm_moments_args& a) {
   if (wanted || !updates(a.update)) POPNORM_TRY(memory.moments("moments", a.moments, p.norm_group.count * p.c, true));
   POPNORM_TRY(memory.batch(a.batch, {true, updates(a.update), false}));
   if (updates(a.update))
-    POPNORM_TRY(check_one_each("moments", "norm_group", {p.norm_group, a.batch.norm_group}, "population_slot",
-                               {p.population_slot, a.batch.population_slot}, p.n, kOneSlot));
+    POPNORM_TRY(memory.one_each({p.norm_group, a.batch.norm_group}, {p.population_slot, a.batch.population_slot}, kOneSlot));
   POPNORM_TRY(memory.workspace(a.workspace, a.workspace_bytes));
   return memory.disjoint();
 }

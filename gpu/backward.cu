@@ -11,13 +11,11 @@ namespace {
 
 std::int64_t most_rows(const Problem& p) { return std::max(p.norm_group.count, p.population_slot.count); }
 
-// As many slots as the samples have, whatever they are classed by.
-std::int64_t most_slots(const Problem& p) {
+// As many tiles as the samples have, whatever they are classed by.
+std::int64_t most_tiles(const Problem& p) {
   std::int64_t most = 0;
-  for (const Map* map : {&p.norm_group, &p.population_slot, &p.affine_slot}) {
-    const Groups groups = groups_of(p, *map);
-    most = std::max(most, slots_of(groups, tiles_of(p, groups)));
-  }
+  for (const Map* map : {&p.norm_group, &p.population_slot, &p.affine_slot})
+    most = std::max(most, tiles_of(p, groups_of(p, *map, nullptr)).count);
   return most;
 }
 
@@ -31,19 +29,28 @@ struct BackwardSpace {
   A* k1;  // [rows][c]
   A* k2;
   RowArrays<A> saved;  // [c], where there is no reserve
+  OrderSpace groups, slots, affine;
+  SortSpace sort;
 
-  BackwardSpace(Arena& arena, const Problem& p) {
-    const std::int64_t slots = most_slots(p) * p.c;
-    dy_of_tile = arena.take<double>(slots);
-    dy_xhat_of_tile = arena.take<double>(slots);
-    const std::int64_t classes = std::max(most_rows(p), p.affine_slot.count) * p.c;
-    dy_of_class = arena.take<double>(classes);
-    dy_xhat_of_class = arena.take<double>(classes);
-    k1 = arena.take<A>(most_rows(p) * p.c);
-    k2 = arena.take<A>(most_rows(p) * p.c);
-    const std::int64_t c = p.plain() ? p.c : 0;
+  BackwardSpace(Arena& arena, const Problem& p)
+      : dy_of_tile(arena.take<double>(most_tiles(p) * p.c)),
+        dy_xhat_of_tile(arena.take<double>(most_tiles(p) * p.c)),
+        dy_of_class(arena.take<double>(std::max(most_rows(p), p.affine_slot.count) * p.c)),
+        dy_xhat_of_class(arena.take<double>(std::max(most_rows(p), p.affine_slot.count) * p.c)),
+        k1(arena.take<A>(most_rows(p) * p.c)),
+        k2(arena.take<A>(most_rows(p) * p.c)),
+        saved(take_saved(arena, p.plain() ? p.c : 0)),
+        groups(arena, p, p.norm_group),
+        slots(arena, p, p.population_slot),
+        affine(arena, p, p.affine_slot),
+        sort(arena, p) {}
+
+ private:
+  static RowArrays<A> take_saved(Arena& arena, std::int64_t c) {
+    RowArrays<A> saved;
     saved.weight = arena.take<double>(c);
     for (A** piece : {&saved.hi, &saved.lo, &saved.invstd, &saved.d, &saved.r2}) *piece = arena.take<A>(c);
+    return saved;
   }
 };
 
@@ -52,12 +59,23 @@ template <class A>
 struct Call {
   const char* operation;
   const Problem& p;
+  const popnorm_batch& batch;
   BackwardSpace<A> space;
   RowSource<A> source;
   void* stream;
 
   // With several affine slots a row's sums are those of scale*dy, and dscale and dshift need sums of their own.
   bool scaled() const { return p.affine_slot.count > 1; }
+  ClassTiles tiles() const {
+    return {tiles_of(p, source.groups), tiles_of(p, source.slots), tiles_of(p, source.affine)};
+  }
+
+  // Which of groups and slots have the rows is written in the reserve: both are ordered.
+  popnorm_status order_rows() {
+    POPNORM_TRY(order(operation, source.groups, space.groups, space.sort, stream));
+    return order(operation, source.slots, space.slots, space.sort, stream);
+  }
+  popnorm_status order_affine() { return order(operation, source.affine, space.affine, space.sort, stream); }
 
   popnorm_status reduce(const void* x, const void* dy, Classes classes, bool for_dx_alone) const {
     BackwardReduceArgs<A> args;
@@ -68,11 +86,14 @@ struct Call {
     args.classes = classes;
     args.scaled = scaled() && classes == Classes::rows;
     args.for_dx_alone = for_dx_alone;
-    args.tile_length = tile_length(p);
+    args.weights = weights_of(p, batch);
+    args.tiles = tiles();
     args.dy_of_tile = space.dy_of_tile;
     args.dy_xhat_of_tile = space.dy_xhat_of_tile;
-    return launch(operation, "backward_reduce", backward_reduce_kernel<A, A>, args,
-                  grid_of<TwoSums>(p, block_of(p), most_slots(p)), stream);
+    return with_instance<A>(p, [&](auto type, auto rows, auto weighted) {
+      return launch(operation, "backward_reduce", backward_reduce_kernel<decltype(type), rows.value, weighted.value>,
+                    args, grid_of(p, most_tiles(p)), stream);
+    });
   }
 
   // Of tiles, or given; into class sums, coefficients of dx, or both.
@@ -82,7 +103,9 @@ struct Call {
     args.extents = extents_of(p);
     args.source = source;
     args.classes = classes;
-    args.tile_length = of_tiles ? tile_length(p) : 0;
+    args.columns = block_of(p).channels;
+    args.of_tiles = of_tiles;
+    args.tiles = tiles();
     args.dy_of_tile = space.dy_of_tile;
     args.dy_xhat_of_tile = space.dy_xhat_of_tile;
     args.dy_of_class = dy_of_class;
@@ -93,7 +116,7 @@ struct Call {
       args.k2 = space.k2;
     }
     return launch(operation, "fold_sums", fold_sums_kernel<A>, args,
-                  grid_of<TwoSums>(p, block_of(p), std::max(most_rows(p), p.affine_slot.count)), stream);
+                  fold_grid_of(p, std::max(most_rows(p), p.affine_slot.count)), stream);
   }
 
   popnorm_status deliver(Classes classes, const double* dy_of_class, const double* dy_xhat_of_class, void* dscale,
@@ -106,8 +129,7 @@ struct Call {
     args.dscale = results(dscale, p.parameters);
     args.dshift = results(dshift, p.parameters);
     args.accumulate = accumulate;
-    return launch(operation, "deliver", deliver_kernel<A>, args, grid_of<double>(p, {kThreads, 1}, p.affine_slot.count),
-                  stream);
+    return launch(operation, "deliver", deliver_kernel<A>, args, line_of(p.c, p.affine_slot.count), stream);
   }
 
   popnorm_status apply(const void* x, const void* dy, void* dx) const {
@@ -116,22 +138,26 @@ struct Call {
     args.x = operand(p, x, p.x);
     args.dy = operand(p, dy, p.dy);
     args.dx = operand(p, dx, p.dx);
+    args.weights = weights_of(p, batch);
     args.source = source;
     args.k1 = space.k1;
     args.k2 = space.k2;
-    const Block block = block_of(p);
-    return launch(operation, "backward_apply", backward_apply_kernel<A, A>, args,
-                  grid_of<double>(p, block, chunks_of(args.extents, block.y)), stream);
+    return with_instance<A>(p, [&](auto type, auto rows, auto weighted) {
+      return launch(operation, "backward_apply", backward_apply_kernel<decltype(type), rows.value, weighted.value>,
+                    args, grid_of(p, chunks_of(p)), stream);
+    });
   }
 
   // Sums of rows, into sum_dy and sum_dy_xhat; dscale and dshift where wanted.
   popnorm_status sums(const void* x, const void* dy, double* sum_dy, double* sum_dy_xhat, void* dscale, void* dshift,
-                      bool accumulate, bool gradient) const {
+                      bool accumulate, bool gradient) {
     const bool gradients = dscale != nullptr || dshift != nullptr;
+    POPNORM_TRY(order_rows());
     POPNORM_TRY(reduce(x, dy, Classes::rows, gradient && !gradients));
     POPNORM_TRY(fold(Classes::rows, true, sum_dy, sum_dy_xhat, gradient));
     if (!gradients) return POPNORM_SUCCESS;
     if (!scaled()) return deliver(Classes::rows, sum_dy, sum_dy_xhat, dscale, dshift, accumulate);
+    POPNORM_TRY(order_affine());
     POPNORM_TRY(reduce(x, dy, Classes::affine, false));
     POPNORM_TRY(fold(Classes::affine, true, space.dy_of_class, space.dy_xhat_of_class, false));
     return deliver(Classes::affine, space.dy_of_class, space.dy_xhat_of_class, dscale, dshift, accumulate);
@@ -146,16 +172,18 @@ popnorm_status launch_saved(const Problem& p, const popnorm_backward_args& a, co
   args.mean = values(a.saved_mean, p.statistics);
   args.invstd = values(a.saved_invstd, p.statistics);
   args.out = out;
-  return launch("backward", "saved", saved_kernel<A>, args, grid_of<double>(p, {kThreads, 1}, 1), stream);
+  return launch("backward", "saved", saved_kernel<A>, args, line_of(p.c), stream);
 }
 
 template <class Args, class Body>
 popnorm_status with_call(const char* operation, const Plan& plan, const Args& a, void* stream, const Body& body) {
   return with_arithmetic_type(plan.problem, [&](auto arithmetic) -> popnorm_status {
     using A = decltype(arithmetic);
+    const Problem& p = plan.problem;
     Arena arena(a.workspace);
-    return body(Call<A>{operation, plan.problem, BackwardSpace<A>(arena, plan.problem),
-                        row_source<A>(plan.problem, a.reserve), stream});
+    const Maps maps(p, a.batch);
+    POPNORM_TRY(check(operation, p, a.batch, maps, false, stream));
+    return body(Call<A>{operation, p, a.batch, BackwardSpace<A>(arena, p), row_source<A>(p, maps, a.reserve), stream});
   });
 }
 
@@ -185,7 +213,7 @@ popnorm_status backward(const Plan& plan, const popnorm_backward_args& a, void* 
 }
 
 popnorm_status backward_reduce(const Plan& plan, const popnorm_backward_reduce_args& a, void* stream) {
-  return with_call("backward_reduce", plan, a, stream, [&](const auto& call) {
+  return with_call("backward_reduce", plan, a, stream, [&](auto call) {
     return call.sums(a.x, a.dy, a.sum_dy, a.sum_dy_xhat, a.dscale, a.dshift, false, false);
   });
 }

@@ -7,6 +7,7 @@
 #include "kernels/cuda/combine.cuh"
 #include "kernels/cuda/feed.cuh"
 #include "kernels/cuda/moments.cuh"
+#include "kernels/cuda/normalize.cuh"
 
 namespace popnorm::cuda {
 namespace {
@@ -18,42 +19,57 @@ bool updates(const popnorm_update& u) {
 // Scratch of a forward call.
 template <class A>
 struct ForwardSpace {
-  MomentArrays of_tile;   // [groups * tiles][c]
+  MomentArrays of_tile;   // [tiles][c]
   MomentArrays of_group;  // [groups][c]
   RowArrays<A> rows;      // [rows][c], without a reserve
+  OrderSpace groups;
+  SortSpace sort;
 
-  ForwardSpace(Arena& arena, const Problem& p) {
-    const Groups groups = groups_of(p, p.norm_group);
-    const auto take = [&](std::int64_t count) {
-      return MomentArrays{arena.take<double>(count), arena.take<double>(count), arena.take<double>(count)};
-    };
-    of_tile = take(slots_of(groups, tiles_of(p, groups)) * p.c);
-    of_group = take(groups.count * p.c);
-    const std::int64_t entries = std::max(p.norm_group.count, p.population_slot.count) * p.c;
+  ForwardSpace(Arena& arena, const Problem& p)
+      : of_tile(take(arena, tiles_of(p, groups_of(p, p.norm_group, nullptr)).count * p.c)),
+        of_group(take(arena, p.norm_group.count * p.c)),
+        rows(take_rows(arena, std::max(p.norm_group.count, p.population_slot.count) * p.c)),
+        groups(arena, p, p.norm_group),
+        sort(arena, p) {}
+
+ private:
+  static MomentArrays take(Arena& arena, std::int64_t count) {
+    return {arena.take<double>(count), arena.take<double>(count), arena.take<double>(count)};
+  }
+  static RowArrays<A> take_rows(Arena& arena, std::int64_t entries) {
+    RowArrays<A> rows;
     rows.hi = arena.take<A>(entries);
     rows.lo = arena.take<A>(entries);
     rows.invstd = arena.take<A>(entries);
+    return rows;
   }
 };
 
 MomentArrays moment_arrays(const popnorm_moment_arrays& m) { return {m.weight, m.mean, m.m2}; }
 
-popnorm_status launch_moments(const char* operation, const Problem& p, const void* x, const MomentArrays& of_tile,
+// A member of a labelled group has a label: `affine` alone can make it absent. It is empty where scale and shift play no part, but
+// the problem alone decides how sums are taken: moments have forward's bits.
+popnorm_status launch_moments(const char* operation, const Problem& p, const void* x, const Maps& maps,
+                              const Groups& affine, const popnorm_batch& batch, const MomentArrays& of_tile,
                               void* stream) {
-  const Groups groups = groups_of(p, p.norm_group);
-  const Tiles tiles = tiles_of(p, groups);
-  const MomentsArgs args{extents_of(p), operand(p, x, p.x), groups, tiles, of_tile.weight, of_tile.mean, of_tile.m2};
-  const Grid grid = grid_of<TwoSums>(p, block_of(p), slots_of(groups, tiles));
-  return p.storage == POPNORM_F64 ? launch(operation, "moments", moments_kernel<double>, args, grid, stream)
-                                  : launch(operation, "moments", moments_kernel<float>, args, grid, stream);
+  const MomentsArgs args{extents_of(p), operand(p, x, p.x),   maps.norm_group, tiles_of(p, maps.norm_group),
+                         affine,        weights_of(p, batch), of_tile};
+  return with_arithmetic_type(p, [&](auto arithmetic) {
+    return with_instance<decltype(arithmetic)>(
+        p, p.weights != POPNORM_UNWEIGHTED || p.affine_slot.kind == POPNORM_LABELS, [&](auto type, auto rows, auto weighted) {
+          return launch(operation, "moments", moments_kernel<decltype(type), rows.value, weighted.value>, args,
+                        grid_of(p, args.tiles.count), stream);
+        });
+  });
 }
 
 template <class A>
-FoldArgs<A> fold_args(const Problem& p, const popnorm_source& source) {
+FoldArgs<A> fold_args(const Problem& p, const Maps& maps, const popnorm_source& source) {
   FoldArgs<A> args;
   args.extents = extents_of(p);
-  args.rows = groups_of(p, p.row_map(source.statistics));
-  args.slots = groups_of(p, p.population_slot);
+  args.columns = block_of(p).channels;
+  args.rows = source.statistics == POPNORM_GIVEN ? maps.population_slot : maps.norm_group;
+  args.slots = maps.population_slot;
   args.mixture = {source.statistics, source.share, source.renorm_r, source.renorm_d};
   args.given = {values(source.mean, p.statistics), values(source.variance, p.statistics), nullptr,
                 p.population_slot.count * p.c, source.estimator};
@@ -85,16 +101,15 @@ void keep(const Problem& p, const Args& a, FoldArgs<A>& fold) {
 template <class A>
 popnorm_status launch_fold(const char* operation, const Problem& p, const FoldArgs<A>& args, void* stream) {
   const std::int64_t rows = std::max(args.rows.count, args.affine_slots);
-  return launch(operation, "fold", fold_kernel<A>, args,
-                grid_of<Moments>(p, block_of(p), std::max<std::int64_t>(rows, 1)), stream);
+  return launch(operation, "fold", fold_kernel<A>, args, fold_grid_of(p, std::max<std::int64_t>(rows, 1)), stream);
 }
 
-popnorm_status launch_feed(const char* operation, const Problem& p, const popnorm_update& u,
+popnorm_status launch_feed(const char* operation, const Problem& p, const Maps& maps, const popnorm_update& u,
                            const MomentArrays& of_group, const std::int32_t* group_slot, void* stream) {
   FeedArgs args;
   args.c = p.c;
-  args.groups = groups_of(p, p.norm_group);
-  args.slots = groups_of(p, p.population_slot);
+  args.groups = maps.norm_group;
+  args.slots = maps.population_slot;
   args.group_slot = group_slot;
   args.of_group = of_group;
   args.momentum = u.momentum;
@@ -102,19 +117,27 @@ popnorm_status launch_feed(const char* operation, const Problem& p, const popnor
   args.running_variance = results(u.running_variance, p.statistics);
   args.population = static_cast<popnorm_population_header*>(u.population);
   args.feed = u.feed;
-  return launch(operation, "feed", feed_kernel<void>, args, {1, 1, 1, kThreads, kThreads * sizeof(double)}, stream);
+  return launch(operation, "feed", feed_kernel<void>, args, {1, 1, kThreads, 1, kReduceBytes}, stream);
 }
 
 template <class A>
-popnorm_status launch_normalize(const char* operation, const Problem& p, const NormalizeArgs<A>& args, void* stream) {
-  const Block block = block_of(p);
-  return launch(operation, "normalize", normalize_kernel<A, A>, args,
-                grid_of<double>(p, block, chunks_of(args.extents, block.y)), stream);
+popnorm_status launch_normalize(const char* operation, const Problem& p, const void* x, void* y, const popnorm_batch& batch,
+                                const RowSource<A>& source, void* stream) {
+  NormalizeArgs<A> args;
+  args.extents = extents_of(p);
+  args.x = operand(p, x, p.x);
+  args.y = operand(p, y, p.y);
+  args.weights = weights_of(p, batch);
+  args.source = source;
+  return with_instance<A>(p, [&](auto type, auto rows, auto weighted) {
+    return launch(operation, "normalize", normalize_kernel<decltype(type), rows.value, weighted.value>, args,
+                  grid_of(p, chunks_of(p)), stream);
+  });
 }
 
 }  // namespace
 
-bool grid_holds(const Problem& p) { return channel_blocks(p, block_of(p)) <= kMostChannelBlocks; }
+bool grid_holds(const Problem& p) { return channel_blocks(p) <= kMostChannelBlocks; }
 
 std::size_t forward_bytes(const Problem& p) {
   Arena arena(nullptr);
@@ -131,13 +154,17 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* st
     using A = decltype(arithmetic);
     Arena arena(a.workspace);
     const ForwardSpace<A> space(arena, p);
-    FoldArgs<A> fold = fold_args<A>(p, a.source);
-    fold.out = space.rows;
-    keep(p, a, fold);
+    Maps maps(p, a.batch);
     const bool reduces = a.source.statistics != POPNORM_GIVEN;
     const bool feeds = reduces && updates(a.update);
+    if (reduces) POPNORM_TRY(order("forward", maps.norm_group, space.groups, space.sort, stream));
+    POPNORM_TRY(check("forward", p, a.batch, maps, feeds, stream));
+    FoldArgs<A> fold = fold_args<A>(p, maps, a.source);
+    fold.out = space.rows;
+    keep(p, a, fold);
     if (reduces) {
-      POPNORM_TRY(launch_moments("forward", p, a.x, space.of_tile, stream));
+      POPNORM_TRY(
+          launch_moments("forward", p, a.x, maps, maps.affine_slot, a.batch, space.of_tile, stream));
       fold.from_tiles = true;
       fold.tiles = tiles_of(p, fold.rows);
       fold.of_tile = space.of_tile;
@@ -147,17 +174,13 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* st
         fold.of_row = space.of_group;
     }
     POPNORM_TRY(launch_fold("forward", p, fold, stream));
-    if (feeds) POPNORM_TRY(launch_feed("forward", p, a.update, fold.of_row, nullptr, stream));
-    NormalizeArgs<A> args;
-    args.extents = extents_of(p);
-    args.x = operand(p, a.x, p.x);
-    args.y = operand(p, a.y, p.y);
-    args.source = row_source<A>(p, nullptr);
-    args.source.statistics = a.source.statistics;
-    args.source.own = fold.out;
-    args.source.scale = values(a.scale, p.parameters);
-    args.source.shift = values(a.shift, p.parameters);
-    return launch_normalize("forward", p, args, stream);
+    if (feeds) POPNORM_TRY(launch_feed("forward", p, maps, a.update, fold.of_row, nullptr, stream));
+    RowSource<A> source = row_source<A>(p, maps, nullptr);
+    source.statistics = a.source.statistics;
+    source.own = fold.out;
+    source.scale = values(a.scale, p.parameters);
+    source.shift = values(a.shift, p.parameters);
+    return launch_normalize("forward", p, a.x, a.y, a.batch, source, stream);
   });
 }
 
@@ -165,14 +188,17 @@ popnorm_status moments(const Plan& plan, const popnorm_moments_args& a, void* st
   const Problem& p = plan.problem;
   Arena arena(a.workspace);
   const ForwardSpace<float> space(arena, p);  // moments are double, whatever the storage
-  POPNORM_TRY(launch_moments("moments", p, a.x, space.of_tile, stream));
-  FoldArgs<float> fold = fold_args<float>(p, {});
+  Maps maps(p, a.batch);
+  POPNORM_TRY(order("moments", maps.norm_group, space.groups, space.sort, stream));
+  POPNORM_TRY(check("moments", p, a.batch, maps, updates(a.update), stream));
+  POPNORM_TRY(launch_moments("moments", p, a.x, maps, {}, a.batch, space.of_tile, stream));
+  FoldArgs<float> fold = fold_args<float>(p, maps, {});
   fold.from_tiles = true;
   fold.tiles = tiles_of(p, fold.rows);
   fold.of_tile = space.of_tile;
   fold.of_row = a.moments.weight != nullptr ? moment_arrays(a.moments) : space.of_group;
   POPNORM_TRY(launch_fold("moments", p, fold, stream));
-  return updates(a.update) ? launch_feed("moments", p, a.update, fold.of_row, nullptr, stream) : POPNORM_SUCCESS;
+  return updates(a.update) ? launch_feed("moments", p, maps, a.update, fold.of_row, nullptr, stream) : POPNORM_SUCCESS;
 }
 
 popnorm_status combine_parts(const Plan& plan, const popnorm_combine_args& a, void* stream) {
@@ -202,13 +228,14 @@ popnorm_status finalize(const Plan& plan, const popnorm_finalize_args& a, void* 
   const Problem& p = plan.problem;
   return with_arithmetic_type(p, [&](auto arithmetic) -> popnorm_status {
     using A = decltype(arithmetic);
-    FoldArgs<A> fold = fold_args<A>(p, a.source);
+    const Maps maps(p, {});
+    FoldArgs<A> fold = fold_args<A>(p, maps, a.source);
     fold.of_row = moment_arrays(a.moments);
     fold.group_slot = a.group_slot;
     keep(p, a, fold);
     POPNORM_TRY(launch_fold("finalize", p, fold, stream));
     if (a.source.statistics == POPNORM_GIVEN || !updates(a.update)) return POPNORM_SUCCESS;
-    return launch_feed("finalize", p, a.update, fold.of_row, a.group_slot, stream);
+    return launch_feed("finalize", p, maps, a.update, fold.of_row, a.group_slot, stream);
   });
 }
 
@@ -216,12 +243,10 @@ popnorm_status normalize(const Plan& plan, const popnorm_normalize_args& a, void
   const Problem& p = plan.problem;
   return with_arithmetic_type(p, [&](auto arithmetic) -> popnorm_status {
     using A = decltype(arithmetic);
-    NormalizeArgs<A> args;
-    args.extents = extents_of(p);
-    args.x = operand(p, a.x, p.x);
-    args.y = operand(p, a.y, p.y);
-    args.source = row_source<A>(p, a.reserve);
-    return launch_normalize("normalize", p, args, stream);
+    const Maps maps(p, a.batch);
+    POPNORM_TRY(check("normalize", p, a.batch, maps, false, stream));
+    const RowSource<A> source = row_source<A>(p, maps, a.reserve);
+    return launch_normalize("normalize", p, a.x, a.y, a.batch, source, stream);
   });
 }
 

@@ -38,10 +38,7 @@ popnorm_status prepare(Plan& plan, const char* /*isa*/, const popnorm_executor* 
   const Problem& p = plan.problem;
   if (executor != nullptr)
     return fail(POPNORM_INVALID, "plan: an executor is given, must be null: backend cuda has no host threads");
-  if (p.weights != POPNORM_UNWEIGHTED) return unserved("weights");
   if (!grid_holds(p)) return unserved("so many channels");
-  for (const Map* map : {&p.norm_group, &p.population_slot, &p.affine_slot})
-    if (map->kind == POPNORM_LABELS) return unserved("maps of kind LABELS");
   plan.isa = "cuda";
   plan.workspace_bytes = std::max(forward_bytes(p), backward_bytes(p));
   return POPNORM_SUCCESS;

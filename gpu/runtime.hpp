@@ -14,6 +14,8 @@ struct Grid {
   unsigned threads_x = 1;
   unsigned threads_y = 1;
   std::size_t shared_bytes = 0;
+  unsigned cluster = 1;      // blocks, side by side in x, that may meet (sm_90 and later)
+  bool cooperative = false;  // all blocks may meet
 };
 
 // Whether kernels can run here; fails with what is missing.

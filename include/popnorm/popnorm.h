@@ -168,10 +168,21 @@ typedef struct popnorm_batch {
   const int32_t* population_slot; /* [n], in [0, k) */
   const int32_t* affine_slot;     /* [n], in [0, k) */
   const void* weights;            /* see popnorm_weights: finite and >= 0; lengths in [0, s] */
+  /* Where arrays are on a device, which the host does not read: bits of popnorm_device_status are or'ed into this word of the
+   * device for what the CPU would refuse, or null. With POPNORM_CPU it is left alone. */
+  uint32_t* device_status;
 } popnorm_batch;
 
 #define POPNORM_BATCH_INIT \
-  { NULL, NULL, NULL, NULL }
+  { NULL, NULL, NULL, NULL, NULL }
+
+/* What a device found in the arrays of a call, and what it then does. Nothing out of range is ever accessed. */
+typedef enum popnorm_device_status {
+  POPNORM_DEVICE_LABEL = 1, /* an id outside [0, k): the sample is absent, y and dx are 0 there; a slot so named is not fed */
+  POPNORM_DEVICE_SLOT = 2,  /* a group whose samples feed two slots: it feeds that of its first sample */
+  POPNORM_DEVICE_WEIGHT = 4 /* a weight that is negative or not finite, a length outside [0, s]: it counts as 0; lengths
+                               beyond s as s */
+} popnorm_device_status;
 
 /* ------------------------------------------------------------------------------------------------ execution options */
 

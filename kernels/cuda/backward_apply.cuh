@@ -6,7 +6,9 @@
 #include <cstdint>
 
 #include "kernels/affine.hpp"
-#include "kernels/cuda/elementwise.cuh"
+#include "kernels/cuda/chunk.cuh"
+#include "kernels/cuda/rows.cuh"
+#include "kernels/storage.hpp"
 
 namespace popnorm::cuda {
 
@@ -16,33 +18,81 @@ struct BackwardApplyArgs {
   Operand x;
   Operand dy;
   Operand dx;
+  Weights weights;
   RowSource<A> source;
   const A* k1 = nullptr;  // [rows][c]
   const A* k2 = nullptr;
 };
 
-template <class T, class A>
-__global__ void __launch_bounds__(kThreads) backward_apply_kernel(const __grid_constant__ BackwardApplyArgs<A> args) {
-  const std::int64_t c = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (c >= args.extents.c) return;
-  const Rows<A> rows = args.source.get();
-  A hi = 0, invstd = 0, a = 0, k1 = 0, k2 = 0;
-  bool through = false;
-  for_each_element(
-      args.extents, rows, c,
-      [&](std::int64_t i, std::int64_t j) {
-        through = rows.of.weight[i] > 0;
-        hi = rows.of.hi[i];
-        invstd = rows.of.invstd[i];
-        a = gain<A>(static_cast<A>(rows.scale.get(j, 1)), invstd);
-        k1 = through ? args.k1[i] : A(0);
-        k2 = through ? args.k2[i] : A(0);
+// What dx needs of a row.
+template <class A>
+struct ApplyRow {
+  StatisticsRow<A> statistics;
+  A k1;
+  A k2;
+  bool through;  // the statistics, which are those of the batch
+};
+
+// Writes a chunk of dx. row_of(sample, k) is what a channel's row has, asked for where it changes.
+template <class A, class T, bool kRows, bool kWeighted, class RowOf>
+__device__ __forceinline__ void apply_chunk(const Operand& dx, const Range& range, const Rows<A>& rows,
+                                            const Chunk<T, kRows>& x, const Chunk<T, kRows>& dy,
+                                            [[maybe_unused]] const float* weight, const RowOf& row_of) {
+  using S = Shape<T, kRows>;
+  std::int64_t row = -1, affine = -1;
+  struct Coefficients {
+    A hi, invstd, a, k1, k2;
+    bool through;
+  } of[S::kChannels]{};
+  write_chunk<T, kRows>(
+      dx, range,
+      [&](std::int64_t sample) {
+        const std::int64_t its_row = rows.map.of(sample), its_affine = rows.affine.of(sample);
+        if ((its_row == row && its_affine == affine) || its_row < 0 || its_affine < 0) return;
+        row = its_row;
+        affine = its_affine;
+        for_each_channel<T, kRows>(range.extents, range.c, [&](int k) {
+          const ApplyRow<A> r = row_of(row, k);
+          const auto scale = static_cast<A>(rows.scale.get(affine * range.extents.c + range.c + k, 1));
+          of[k] = {r.statistics.hi, r.statistics.invstd, gain<A>(scale, r.statistics.invstd), r.k1, r.k2, r.through};
+        });
       },
-      [&](std::int64_t n, std::int64_t s) {
-        A dx = a * static_cast<A>(load<T>(args.dy, n, c, s));
-        if (through) dx = (dx - k1) - ((static_cast<A>(load<T>(args.x, n, c, s)) - hi) * invstd) * k2;
-        store(args.dx, n, c, s, static_cast<T>(dx));
+      [&](int i, int k) {
+        if (!x.has(i)) return narrow<T>(A(0));
+        const A gradient = of[k].a * widen<A>(dy.held[i]);
+        if (!of[k].through) return narrow<T>(gradient);
+        const A xhat = (widen<A>(x.held[i]) - of[k].hi) * of[k].invstd;
+        if constexpr (kWeighted) {
+          const auto w = static_cast<A>(weight[S::weight(i / S::kPack, i % S::kPack)]);
+          return narrow<T>((gradient - w * of[k].k1) - xhat * (w * of[k].k2));
+        } else {
+          return narrow<T>((gradient - of[k].k1) - xhat * of[k].k2);
+        }
       });
+}
+
+template <class T, bool kRows, bool kWeighted>
+__global__ void __launch_bounds__(kThreads)
+    backward_apply_kernel(const __grid_constant__ BackwardApplyArgs<Arithmetic<T>> args) {
+  using A = Arithmetic<T>;
+  const std::int64_t c = first_channel<T, kRows>(blockIdx.x);
+  const Rows<A> rows = args.source.get();
+  const Groups all{POPNORM_WHOLE, Divisor(), 1, args.extents.n};
+  const std::int64_t positions = args.extents.n * args.extents.s.by();
+  const std::int64_t step = Shape<T, kRows>::positions(static_cast<int>(blockDim.y));
+  for (std::int64_t at = blockIdx.y * step; at < positions; at += gridDim.y * step) {
+    const Range range{args.extents, all, 0, at, at + step < positions ? at + step : positions, c};
+    Chunk<T, kRows> x, dy;
+    float weight[kWeighted ? Shape<T, kRows>::kWeights : 1];
+    x.load(args.x, range, true);
+    dy.load(args.dy, range, true);
+    if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, weight);
+    apply_chunk<A, T, kRows, kWeighted>(args.dx, range, rows, x, dy, weight, [&](std::int64_t row, int k) {
+      const std::int64_t i = row * args.extents.c + c + k;
+      const bool through = rows.of.weight[i] > 0;
+      return ApplyRow<A>{rows.row(i), through ? args.k1[i] : A(0), through ? args.k2[i] : A(0), through};
+    });
+  }
 }
 
 }  // namespace popnorm::cuda

@@ -6,13 +6,22 @@
 #include <cmath>
 #include <cstdint>
 
-#include "kernels/cuda/moments.cuh"
-#include "kernels/cuda/normalize.cuh"
+#include "kernels/cuda/chunk.cuh"
+#include "kernels/cuda/fold.cuh"
+#include "kernels/storage.hpp"
 
 namespace popnorm::cuda {
 
-// Samples are classed by their row of statistics (what dx needs), or by their affine slot (what dscale and dshift are).
-enum class Classes { rows, affine };
+// The tiles of whatever samples may be classed by.
+struct ClassTiles {
+  Tiles groups;
+  Tiles slots;
+  Tiles affine;
+
+  POPNORM_INLINE const Tiles& of_class(Classes classes, bool given) const {
+    return classes == Classes::affine ? affine : given ? slots : groups;
+  }
+};
 
 template <class A>
 struct BackwardReduceArgs {
@@ -23,50 +32,102 @@ struct BackwardReduceArgs {
   Classes classes = Classes::rows;
   bool scaled = false;
   bool for_dx_alone = false;  // which does not need sums if statistics are given
-  std::int64_t tile_length = 1;
+  Weights weights;
+  ClassTiles tiles;
   double* dy_of_tile = nullptr;       // [tiles][c]
   double* dy_xhat_of_tile = nullptr;  // [tiles][c]
 };
 
-template <class T, class A>
-__global__ void __launch_bounds__(kThreads) backward_reduce_kernel(const __grid_constant__ BackwardReduceArgs<A> args) {
-  TwoSums* shared = shared_memory<TwoSums>();
-  const std::int64_t c = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+// The sums of a chunk, added to the thread's own. row_of(sample, k) is the row of statistics of a channel, asked for where it
+// changes.
+template <class A, class T, bool kRows, class RowOf>
+__device__ __forceinline__ void add_chunk_sums(const Range& range, const Rows<A>& rows, bool scaled,
+                                               const Chunk<T, kRows>& x, const Chunk<T, kRows>& dy, const RowOf& row_of,
+                                               TwoSums (&sums)[Shape<T, kRows>::kChannels]) {
+  using S = Shape<T, kRows>;
+  std::int64_t row = -1, affine = -1;
+  struct Coefficients {
+    A hi, invstd, shift, scale;
+  } of[S::kChannels]{};
+  const auto enter = [&](std::int64_t sample) {
+    const std::int64_t its_row = rows.map.of(sample), its_affine = scaled ? rows.affine.of(sample) : 0;
+    if (its_row == row && its_affine == affine) return;
+    row = its_row;
+    affine = its_affine;
+    for_each_channel<T, kRows>(range.extents, range.c, [&](int k) {
+      const StatisticsRow<A> r = row_of(row, k);
+      const std::int64_t scale = affine * range.extents.c + range.c + k;
+      of[k] = {r.hi, r.invstd, r.lo * r.invstd, scaled ? static_cast<A>(rows.scale.get(scale, 1)) : A(1)};
+    });
+  };
+  Packs<T, kRows> packs(range);
+#pragma unroll
+  for (int i = 0; i < S::kPacks; ++i, packs.next()) {
+    // So many in A, then in double.
+    constexpr int kRun = kRows && S::kPack > 4 ? 4 : S::kPack;
+#pragma unroll
+    for (int first = 0; first < S::kPack; first += kRun) {
+      A sum[S::kChannels]{}, products[S::kChannels]{};
+#pragma unroll
+      for (int j = first; j < first + kRun; ++j) {
+        const int at = i * S::kPack + j, k = kRows ? 0 : j;
+        if (!x.has(at)) continue;
+        enter(packs.place(j).sample);
+        const A xhat = (widen<A>(x.held[at]) - of[k].hi) * of[k].invstd - of[k].shift;
+        const A g = scaled ? widen<A>(dy.held[at]) * of[k].scale : widen<A>(dy.held[at]);
+        sum[k] += g;
+        products[k] += g * xhat;
+      }
+#pragma unroll
+      for (int k = 0; k < S::kChannels; ++k)
+        sums[k] = Add()(sums[k], {static_cast<double>(sum[k]), static_cast<double>(products[k])});
+    }
+  }
+}
+
+// The sums of a tile of a class, of which all threads get theirs; `keep` gets every pair of chunks that has been loaded.
+template <class A, class T, bool kRows, bool kWeighted, class RowOf, class Keep>
+__device__ __forceinline__ void tile_sums(const BackwardReduceArgs<A>& args, const Rows<A>& rows, const Groups& classed,
+                                          const Tile& tile, std::int64_t c, const RowOf& row_of, void* shared,
+                                          TwoSums (&sums)[Shape<T, kRows>::kChannels], const Keep& keep) {
+  using S = Shape<T, kRows>;
+#pragma unroll
+  for (int k = 0; k < S::kChannels; ++k) sums[k] = {0, 0};
+  const std::int64_t step = S::positions(static_cast<int>(blockDim.y));
+  for (std::int64_t at = tile.begin; at < tile.end; at += step) {
+    const Range range{args.extents, classed, tile.group, at, at + step < tile.end ? at + step : tile.end, c};
+    Chunk<T, kRows> x, dy;
+    x.load(args.x, range, false);
+    dy.load(args.dy, range, false);
+    keep(x, dy);
+    if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, nullptr);
+    add_chunk_sums<A>(range, rows, args.scaled, x, dy, row_of, sums);
+  }
+  block_reduce(sums, Columns(static_cast<int>(blockDim.x)), shared, Add());
+}
+
+template <class T, bool kRows, bool kWeighted>
+__global__ void __launch_bounds__(kThreads)
+    backward_reduce_kernel(const __grid_constant__ BackwardReduceArgs<Arithmetic<T>> args) {
+  using A = Arithmetic<T>;
+  void* const shared = shared_memory<std::byte>();
+  const std::int64_t c = first_channel<T, kRows>(blockIdx.x);
   const Rows<A> rows = args.source.get();
   if (args.for_dx_alone && rows.given) return;
-  const Groups classed = args.classes == Classes::affine ? rows.affine : rows.map;
-  const Tiles tiles = tiles_of(classed, args.extents.s, args.tile_length);
-  for (std::int64_t tile = blockIdx.y; tile < classed.count * tiles.per_group; tile += gridDim.y) {
-    const Tile t(classed, tiles, args.extents.s, tile);
-    if (t.begin >= t.end) continue;
-    TwoSums all{0, 0};
-    std::int64_t row = -1;
-    A hi = 0, invstd = 0, shift = 0;
-    Walk walk(t.begin + threadIdx.y, blockDim.y, args.extents.s);
-    for (std::int64_t at = t.begin + threadIdx.y; c < args.extents.c && at < t.end;) {
-      A sum = 0, products = 0;
-      // So many in A, then in double.
-      for (int k = 0; k < 4 && at < t.end; ++k, at += blockDim.y, walk.step()) {
-        const std::int64_t n = classed.member(t.group, walk.sample());
-        if (rows.map.of(n) != row) {
-          row = rows.map.of(n);
-          const std::int64_t i = row * args.extents.c + c;
-          hi = rows.of.hi[i];
-          invstd = rows.of.invstd[i];
-          shift = rows.of.lo[i] * invstd;
-        }
-        const A xhat = (static_cast<A>(load<T>(args.x, n, c, walk.position())) - hi) * invstd - shift;
-        A dy = static_cast<A>(load<T>(args.dy, n, c, walk.position()));
-        if (args.scaled) dy *= static_cast<A>(rows.scale.get(rows.affine.of(n) * args.extents.c + c, 1));
-        sum += dy;
-        products += dy * xhat;
-      }
-      all = {all.first + static_cast<double>(sum), all.second + static_cast<double>(products)};
-    }
-    all = block_sum(all, shared, AddTwoSums());
-    if (threadIdx.y != 0 || c >= args.extents.c) continue;
-    args.dy_of_tile[tile * args.extents.c + c] = all.first;
-    args.dy_xhat_of_tile[tile * args.extents.c + c] = all.second;
+  const Groups& classed = rows.of_class(args.classes);
+  const Tiles& tiles = args.tiles.of_class(args.classes, rows.given);
+  for (std::int64_t number = blockIdx.y; number < tiles.count; number += gridDim.y) {
+    const Tile tile(classed, tiles, args.extents.s.by(), number);
+    if (tile.begin >= tile.end) continue;
+    TwoSums sums[Shape<T, kRows>::kChannels];
+    tile_sums<A, T, kRows, kWeighted>(
+        args, rows, classed, tile, c, [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); },
+        shared, sums, [](const auto&, const auto&) {});
+    if (threadIdx.y != 0) continue;
+    for_each_channel<T, kRows>(args.extents, c, [&](int k) {
+      args.dy_of_tile[number * args.extents.c + c + k] = sums[k].first;
+      args.dy_xhat_of_tile[number * args.extents.c + c + k] = sums[k].second;
+    });
   }
 }
 
@@ -76,7 +137,9 @@ struct FoldSumsArgs {
   Extents extents;
   RowSource<A> source;
   Classes classes = Classes::rows;
-  std::int64_t tile_length = 1;  // 0: the sums are given
+  int columns = 1;       // channels of a block
+  bool of_tiles = true;  // else the sums are given
+  ClassTiles tiles;
   const double* dy_of_tile = nullptr;
   const double* dy_xhat_of_tile = nullptr;
   double* dy_of_class = nullptr;  // [classes][c]: out, or in where the sums are given; or null
@@ -86,9 +149,10 @@ struct FoldSumsArgs {
   A* k2 = nullptr;
 };
 
+// The coefficients of a row that are not in the reserve.
 template <class A>
-__device__ __forceinline__ void put_gradient_row(const FoldSumsArgs<A>& args, const Rows<A>& rows, std::int64_t i,
-                                                 std::int64_t c, const TwoSums& sums) {
+__device__ __forceinline__ GradientRow<A> gradient_of(const FoldSumsArgs<A>& args, const Rows<A>& rows, std::int64_t i,
+                                                      std::int64_t c, const TwoSums& sums) {
   const double weight = rows.of.weight[i];
   double p1 = 0, p2 = 0;
   if (weight > 0) {
@@ -98,39 +162,46 @@ __device__ __forceinline__ void put_gradient_row(const FoldSumsArgs<A>& args, co
     p2 = pull / weight;
   }
   const A scale = args.scaled ? A(1) : static_cast<A>(rows.scale.get(c, 1));
-  const GradientRow<A> k =
-      gradient_row<A>({rows.of.hi[i], rows.of.lo[i], rows.of.invstd[i]}, scale, args.scaled, p1, p2);
-  args.k1[i] = k.k1;
-  args.k2[i] = k.k2;
+  return gradient_row<A>(rows.row(i), scale, args.scaled, p1, p2);
+}
+
+// The sums of a class from its tiles.
+template <class A>
+__device__ __forceinline__ TwoSums merged_sums(const FoldSumsArgs<A>& args, const Groups& classed, const Tiles& tiles,
+                                               std::int64_t of, std::int64_t c, const Columns& columns, void* shared) {
+  TwoSums all{0, 0};
+  for_each_tile(classed, tiles, args.extents.s.by(), of, columns, [&](std::int64_t tile) {
+    if (c >= args.extents.c) return;
+    const std::int64_t at = tile * args.extents.c + c;
+    all = Add()(all, {args.dy_of_tile[at], args.dy_xhat_of_tile[at]});
+  });
+  return block_reduce(all, columns, shared, Add());
 }
 
 template <class A>
 __global__ void __launch_bounds__(kThreads) fold_sums_kernel(const __grid_constant__ FoldSumsArgs<A> args) {
-  TwoSums* shared = shared_memory<TwoSums>();
-  const std::int64_t c = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  void* const shared = shared_memory<std::byte>();
+  const Columns columns(args.columns);
+  const std::int64_t c = std::int64_t{blockIdx.x} * args.columns + columns.of_x();
   const Rows<A> rows = args.source.get();
-  const Groups classed = args.classes == Classes::affine ? rows.affine : rows.map;
-  const Tiles tiles = tiles_of(classed, args.extents.s, args.tile_length > 0 ? args.tile_length : 1);
+  const Groups& classed = rows.of_class(args.classes);
   for (std::int64_t of = blockIdx.y; of < classed.count; of += gridDim.y) {
     const std::int64_t i = of * args.extents.c + c;
     TwoSums all{0, 0};
-    if (args.tile_length > 0) {
-      for_each_tile(classed, tiles, args.extents.s, of, [&](std::int64_t tile) {
-        if (c >= args.extents.c) return;
-        const std::int64_t at = tile * args.extents.c + c;
-        all = {all.first + args.dy_of_tile[at], all.second + args.dy_xhat_of_tile[at]};
-      });
-      all = block_sum(all, shared, AddTwoSums());
-    }
-    if (threadIdx.y != 0 || c >= args.extents.c) continue;
-    if (args.tile_length > 0 && args.dy_of_class != nullptr) {
+    if (args.of_tiles)
+      all = merged_sums(args, classed, args.tiles.of_class(args.classes, rows.given), of, c, columns, shared);
+    if (columns.of_y() != 0 || c >= args.extents.c) continue;
+    if (args.of_tiles && args.dy_of_class != nullptr) {
       args.dy_of_class[i] = all.first;
       args.dy_xhat_of_class[i] = all.second;
-    } else if (args.tile_length == 0) {
+    } else if (!args.of_tiles) {
       // Without sums: statistics should have been given, which only the device knows. If they were not, dx is NaN.
       all = args.dy_of_class != nullptr ? TwoSums{args.dy_of_class[i], args.dy_xhat_of_class[i]} : TwoSums{NAN, NAN};
     }
-    if (args.k1 != nullptr) put_gradient_row(args, rows, i, c, all);
+    if (args.k1 == nullptr) continue;
+    const GradientRow<A> k = gradient_of(args, rows, i, c, all);
+    args.k1[i] = k.k1;
+    args.k2[i] = k.k2;
   }
 }
 

@@ -25,14 +25,9 @@ struct FeedArgs {
 // The groups of a slot are one batch, merged in ascending order.
 __device__ __forceinline__ Moments slot_moments(const FeedArgs& args, std::int64_t slot, std::int64_t c) {
   Moments all{};
-  for (std::int64_t group = 0; group < args.groups.count; ++group) {
-    const bool empty = args.groups.size(group) == 0;
-    const std::int64_t of = args.slots.count <= 1        ? 0
-                            : args.group_slot != nullptr ? args.group_slot[group]
-                            : empty                      ? 0
-                                                         : args.slots.of(args.groups.member(group, 0));
-    if (of == slot) all = combine(all, args.of_group.get(group * args.c + c));
-  }
+  for (std::int64_t group = 0; group < args.groups.count; ++group)
+    if (slot_of(args.groups, args.slots, args.group_slot, group) == slot)
+      all = combine(all, args.of_group.get(group * args.c + c));
   return all;
 }
 
@@ -46,12 +41,12 @@ __device__ __forceinline__ void feed_running(const FeedArgs& args, std::int64_t 
 
 template <class Unused>
 __global__ void __launch_bounds__(kThreads) feed_kernel(const __grid_constant__ FeedArgs args) {
-  double* shared = shared_memory<double>();
-  const auto add = [](double a, double b) { return a + b; };
+  void* const shared = shared_memory<std::byte>();
+  const Columns one(1);
   bool taken = false;
   for (std::int64_t slot = 0; slot < args.slots.count; ++slot) {
     double bad = 0, fed = 0;
-    for (std::int64_t c = threadIdx.y; c < args.c; c += blockDim.y) {
+    for (std::int64_t c = Columns::thread(); c < args.c; c += kThreads) {
       const std::int64_t i = slot * args.c + c;
       const Moments m = slot_moments(args, slot, c);
       feed_running(args, i, m);
@@ -60,8 +55,8 @@ __global__ void __launch_bounds__(kThreads) feed_kernel(const __grid_constant__ 
     }
     if (args.population == nullptr) continue;
     const PopulationArrays<double> a(reinterpret_cast<double*>(args.population + 1), args.slots.count * args.c);
-    const bool whole = block_sum(bad, shared, add) == 0;
-    for (std::int64_t c = threadIdx.y; c < args.c; c += blockDim.y) {
+    const bool whole = block_reduce(bad, one, shared, Add()) == 0;
+    for (std::int64_t c = Columns::thread(); c < args.c; c += kThreads) {
       const std::int64_t i = slot * args.c + c;
       const Moments m = slot_moments(args, slot, c);
       if (!whole)
@@ -69,9 +64,9 @@ __global__ void __launch_bounds__(kThreads) feed_kernel(const __grid_constant__ 
       else if (m.weight != 0)
         feed_entry(a, i, args.feed, args.momentum, m);
     }
-    taken = (block_sum(fed, shared, add) > 0 && whole) || taken;
+    taken = (block_reduce(fed, one, shared, Add()) > 0 && whole) || taken;
   }
-  if (args.population != nullptr && taken && threadIdx.y == 0) args.population->steps += 1;
+  if (args.population != nullptr && taken && Columns::thread() == 0) args.population->steps += 1;
 }
 
 }  // namespace popnorm::cuda

@@ -3,11 +3,12 @@
 #ifndef POPNORM_KERNELS_CUDA_FOLD_CUH
 #define POPNORM_KERNELS_CUDA_FOLD_CUH
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/cuda/moments.cuh"
 #include "kernels/cuda/rows.cuh"
-#include "kernels/moments.hpp"
 #include "kernels/population.hpp"
 #include "kernels/statistics.hpp"
 
@@ -27,23 +28,11 @@ struct Given {
   }
 };
 
-struct MomentArrays {
-  double* weight = nullptr;
-  double* mean = nullptr;
-  double* m2 = nullptr;
-
-  POPNORM_INLINE Moments get(std::int64_t i) const { return {weight[i], mean[i], m2[i]}; }
-  POPNORM_INLINE void put(std::int64_t i, const Moments& m) const {
-    weight[i] = m.weight;
-    mean[i] = m.mean;
-    m2[i] = m.m2;
-  }
-};
-
 template <class A>
 struct FoldArgs {
   Extents extents;
-  Groups rows;   // groups, or population slots where statistics are given
+  int columns = 1;  // channels of a block, in every kernel that folds
+  Groups rows;      // groups, or population slots where statistics are given
   Groups slots;  // of populations
   bool from_tiles = false;
   Tiles tiles;
@@ -65,14 +54,32 @@ struct FoldArgs {
   A* kept_shift = nullptr;
 };
 
+// Calls body(number) for those of a group's tiles, neighbours, that this thread of a column is to merge.
+template <class Body>
+__device__ __forceinline__ void for_each_tile(const Groups& groups, const Tiles& tiles, std::int64_t s,
+                                              std::int64_t group, const Columns& columns, const Body& body) {
+  const std::int64_t count = tiles.of(groups.size(group) * s);
+  // columns.y is a power of two.
+  const std::int64_t stretch = (count + columns.y - 1) >> std::countr_zero(static_cast<unsigned>(columns.y));
+  const std::int64_t begin = stretch * columns.of_y();
+  const std::int64_t end = begin + stretch < count ? begin + stretch : count;
+  const std::int64_t first = tiles.first(groups, s, group);
+  for (std::int64_t t = begin; t < end; ++t) body(first + t);
+}
+
+struct Combine {
+  POPNORM_INLINE Moments operator()(const Moments& a, const Moments& b) const { return combine(a, b); }
+};
+
 // The moments of a group from its tiles.
 template <class A>
-__device__ __forceinline__ Moments merged(const FoldArgs<A>& args, std::int64_t row, std::int64_t c, Moments* shared) {
+__device__ __forceinline__ Moments merged(const FoldArgs<A>& args, std::int64_t row, std::int64_t c,
+                                          const Columns& columns, void* shared) {
   Moments all{};
-  for_each_tile(args.rows, args.tiles, args.extents.s, row, [&](std::int64_t tile) {
+  for_each_tile(args.rows, args.tiles, args.extents.s.by(), row, columns, [&](std::int64_t tile) {
     if (c < args.extents.c) all = combine(all, args.of_tile.get(tile * args.extents.c + c));
   });
-  return block_sum(all, shared, [](const Moments& a, const Moments& b) { return combine(a, b); });
+  return block_reduce(all, columns, shared, Combine());
 }
 
 template <class A>
@@ -82,32 +89,34 @@ __device__ __forceinline__ void keep_affine(const FoldArgs<A>& args, std::int64_
   args.kept_shift[i] = static_cast<A>(args.shift.get(i, 0));
 }
 
-// The population slot that a group feeds and is mixed with, its first sample's; -1 where the caller names none that exists.
-template <class A>
-POPNORM_INLINE std::int64_t slot_of(const FoldArgs<A>& args, std::int64_t row) {
-  if (args.mixture.statistics == POPNORM_GIVEN) return row;
-  if (args.slots.count <= 1) return 0;
-  if (args.group_slot != nullptr) {
-    const std::int64_t slot = args.group_slot[row];
-    return slot >= 0 && slot < args.slots.count ? slot : -1;
-  }
-  return args.rows.size(row) > 0 ? args.slots.of(args.rows.member(row, 0)) : 0;
+// The population slot that a group feeds and is mixed with: what the caller says, else its first sample's; -1 where that is none.
+POPNORM_INLINE std::int64_t slot_of(const Groups& groups, const Groups& slots, const std::int32_t* group_slot,
+                                    std::int64_t group) {
+  if (slots.count <= 1) return 0;
+  if (group_slot != nullptr) return group_slot[group] < slots.count ? group_slot[group] : -1;
+  return groups.size(group) > 0 ? slots.of(groups.member(group, 0)) : 0;
 }
 
+// The statistics of a row, left wherever they are wanted; what is normalized with.
 template <class A>
-__device__ __forceinline__ void put_row(const FoldArgs<A>& args, std::int64_t row, std::int64_t c,
-                                        const Moments& moments) {
+__device__ __forceinline__ StatisticsRow<A> put_row(const FoldArgs<A>& args, std::int64_t row, std::int64_t c,
+                                                    const Moments& moments, bool writes) {
   const std::int64_t i = row * args.extents.c + c;
   MeanVariance given{};
   if (args.mixture.statistics != POPNORM_BATCH) {
-    const std::int64_t slot = slot_of(args, row);
+    const std::int64_t slot = args.mixture.statistics == POPNORM_GIVEN
+                                  ? row
+                                  : slot_of(args.rows, args.slots, args.group_slot, row);
     given = slot >= 0 ? args.given.at(slot * args.extents.c + c) : MeanVariance{NAN, NAN};
   }
   const Statistics s = row_statistics(args.mixture, moments, given, args.epsilon);
   const StatisticsRow<A> rounded = statistics_row<A>(s.mean, s.invstd);
-  args.out.hi[i] = rounded.hi;
-  args.out.lo[i] = rounded.lo;
-  args.out.invstd[i] = rounded.invstd;
+  if (!writes) return rounded;
+  if (args.out.hi != nullptr) {
+    args.out.hi[i] = rounded.hi;
+    args.out.lo[i] = rounded.lo;
+    args.out.invstd[i] = rounded.invstd;
+  }
   if (args.out.weight != nullptr) {
     args.out.weight[i] = s.weight;
     args.out.d[i] = round_to<A>(s.d);
@@ -117,27 +126,29 @@ __device__ __forceinline__ void put_row(const FoldArgs<A>& args, std::int64_t ro
   if (args.saved_invstd.first != nullptr)
     args.saved_invstd.put(
         i, args.saved_invstd.type == POPNORM_F64 ? s.invstd : static_cast<double>(round_saturated<float>(s.invstd)));
+  return rounded;
 }
 
 template <class A>
 __global__ void __launch_bounds__(kThreads) fold_kernel(const __grid_constant__ FoldArgs<A> args) {
-  Moments* shared = shared_memory<Moments>();
-  const std::int64_t c = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  const bool writes = threadIdx.y == 0 && c < args.extents.c;
+  void* const shared = shared_memory<std::byte>();
+  const Columns columns(args.columns);
+  const std::int64_t c = std::int64_t{blockIdx.x} * args.columns + columns.of_x();
+  const bool writes = columns.of_y() == 0 && c < args.extents.c;
   for (std::int64_t row = blockIdx.y; row < args.rows.count; row += gridDim.y) {
     Moments moments{};
     if (args.from_tiles)
-      moments = merged(args, row, c, shared);
+      moments = merged(args, row, c, columns, shared);
     else if (writes && args.of_row.weight != nullptr)
       moments = args.of_row.get(row * args.extents.c + c);
     if (!writes) continue;
     if (args.from_tiles && args.of_row.weight != nullptr) args.of_row.put(row * args.extents.c + c, moments);
-    if (args.out.hi != nullptr) put_row(args, row, c, moments);
+    if (args.out.hi != nullptr) put_row(args, row, c, moments, true);
   }
   if (args.reserve == nullptr) return;
   for (std::int64_t slot = blockIdx.y; writes && slot < args.affine_slots; slot += gridDim.y)
     keep_affine(args, slot, c);
-  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0 && threadIdx.y == 0) *args.reserve = args.header;
+  if (blockIdx.x == 0 && blockIdx.y == 0 && Columns::thread() == 0) *args.reserve = args.header;
 }
 
 }  // namespace popnorm::cuda

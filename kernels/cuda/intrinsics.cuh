@@ -3,11 +3,26 @@
 #ifndef POPNORM_KERNELS_CUDA_INTRINSICS_CUH
 #define POPNORM_KERNELS_CUDA_INTRINSICS_CUH
 
-#ifndef __CUDACC__
+#include <cstdint>
+
+#include "kernels/inline.hpp"
+
+#ifdef __CUDACC__
+#include <cooperative_groups.h>
+#else
 #include "support/simt/simt.hpp"
 #endif
 
 namespace popnorm::cuda {
+
+// The upper half of a product of 128 bits.
+POPNORM_INLINE std::uint64_t multiply_high(std::uint64_t a, std::uint64_t b) {
+#ifdef __CUDA_ARCH__
+  return __umul64hi(a, b);
+#else
+  return static_cast<std::uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
+#endif
+}
 
 #ifdef __CUDACC__
 
@@ -18,12 +33,50 @@ __device__ __forceinline__ T* shared_memory() {
   return reinterpret_cast<T*>(popnorm_shared_memory);
 }
 
+// Swaps values with the lane whose number differs by `mask`. All lanes of the warp take part.
+template <int N>
+__device__ __forceinline__ void shuffle_xor(double (&value)[N], int mask) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) value[i] = __shfl_xor_sync(0xFFFFFFFFU, value[i], mask);
+}
+
+// Until all threads of the cluster (none before sm_90), or of a grid that was launched cooperatively, have come: what they wrote
+// to memory before is then seen by all of them.
+__device__ __forceinline__ void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+  cooperative_groups::this_cluster().sync();
+#else
+  __trap();
+#endif
+}
+__device__ __forceinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
+
+// 16 bytes, both addresses aligned to that. `last`: not needed again soon, so that what is stays in the L2 cache.
+__device__ __forceinline__ void load_16(void* to, const void* from, bool last) {
+  const auto* memory = static_cast<const int4*>(from);
+  *static_cast<int4*>(to) = last ? __ldcs(memory) : *memory;
+}
+__device__ __forceinline__ void store_16(void* to, const void* from) {
+  __stcs(static_cast<int4*>(to), *static_cast<const int4*>(from));
+}
+
+__device__ __forceinline__ void atomic_or(unsigned* to, unsigned bits) { atomicOr(to, bits); }
+
 #else
 
 template <class T>
 T* shared_memory() {
   return static_cast<T*>(simt::shared_memory());
 }
+template <int N>
+void shuffle_xor(double (&value)[N], int mask) {
+  simt::shuffle_xor(value, N, mask);
+}
+inline void cluster_barrier() { simt::cluster_barrier(); }
+inline void grid_barrier() { simt::grid_barrier(); }
+inline void load_16(void* to, const void* from, bool /*last*/) { __builtin_memcpy(to, from, 16); }
+inline void store_16(void* to, const void* from) { __builtin_memcpy(to, from, 16); }
+inline void atomic_or(unsigned* to, unsigned bits) { __atomic_fetch_or(to, bits, __ATOMIC_RELAXED); }
 
 #endif
 

@@ -1,12 +1,13 @@
-// Where things are: operands, groups of samples, tiles of a group, and how a block's threads walk over positions.
+// Where things are: operands, groups of samples, tiles of a group, and arrays of parameters.
 //
 // A block has x threads side by side in channels and y threads in positions: 1 x 256 where the positions of a channel are
-// contiguous (rows form), up to 32 x 8 where the channels of a position are (columns form).
+// contiguous (rows form), up to 8 x 32 where the channels of a position are (columns form).
 #ifndef POPNORM_KERNELS_CUDA_LAYOUT_CUH
 #define POPNORM_KERNELS_CUDA_LAYOUT_CUH
 
 #include <popnorm/popnorm.h>
 
+#include <bit>
 #include <cstdint>
 
 #include "kernels/cuda/intrinsics.cuh"
@@ -15,8 +16,32 @@
 namespace popnorm::cuda {
 
 inline constexpr int kThreads = 256;
-// Positions that a thread holds in registers between two sweeps.
-inline constexpr int kHeld = 16;
+inline constexpr int kWarp = 32;
+
+// Division of numbers >= 0 by one that the host knows: by a multiplication (Granlund & Montgomery 1994). With 2^(l-1) < d <= 2^l
+// the multiplier ceil(2^(63+l) / d) has 64 bits and is exact for dividends below 2^63.
+class Divisor {
+ public:
+  Divisor() = default;
+  explicit Divisor(std::int64_t by) : by_(by) {
+    if (by <= 1) return;
+    const int l = std::bit_width(static_cast<std::uint64_t>(by) - 1);
+    const unsigned __int128 power = static_cast<unsigned __int128>(1) << (63 + l);
+    multiplier_ = static_cast<std::uint64_t>((power + static_cast<std::uint64_t>(by) - 1) / static_cast<std::uint64_t>(by));
+    shift_ = l - 1;
+  }
+  POPNORM_INLINE std::int64_t by() const { return by_; }
+  POPNORM_INLINE std::int64_t quotient(std::int64_t n) const {
+    if (multiplier_ == 0) return n;
+    return static_cast<std::int64_t>(multiply_high(static_cast<std::uint64_t>(n), multiplier_) >> shift_);
+  }
+  POPNORM_INLINE std::int64_t rounded_up(std::int64_t n) const { return quotient(n + by_ - 1); }
+
+ private:
+  std::int64_t by_ = 1;
+  std::uint64_t multiplier_ = 0;  // of 1: none
+  int shift_ = 0;
+};
 
 // A tensor by the distances between neighbours, in elements.
 struct Operand {
@@ -24,42 +49,43 @@ struct Operand {
   std::int64_t sample = 0;
   std::int64_t channel = 0;
   std::int64_t position = 0;
+  bool packs = false;  // 16 bytes that lie side by side begin at a multiple of 16
 
-  POPNORM_INLINE std::int64_t index(std::int64_t n, std::int64_t c, std::int64_t s) const {
-    return n * sample + c * channel + s * position;
+  template <class T>
+  POPNORM_INLINE T* at(std::int64_t n, std::int64_t c, std::int64_t s) const {
+    return static_cast<T*>(first) + (n * sample + c * channel + s * position);
   }
 };
-
-template <class T>
-POPNORM_INLINE T load(const Operand& from, std::int64_t n, std::int64_t c, std::int64_t s) {
-  return static_cast<const T*>(from.first)[from.index(n, c, s)];
-}
-template <class T>
-POPNORM_INLINE void store(const Operand& to, std::int64_t n, std::int64_t c, std::int64_t s, T value) {
-  static_cast<T*>(to.first)[to.index(n, c, s)] = value;
-}
 
 struct Extents {
   std::int64_t n = 0;
   std::int64_t c = 0;
-  std::int64_t s = 0;
+  Divisor s;
 };
 
-// A map from samples to ids in closed form, and back: the members of an id in ascending order.
+// A map from samples to ids, and back: the members of an id in ascending order. Labels outside [0, count), and those of a map
+// that a call was not given, are -1.
 struct Groups {
   popnorm_map_kind kind = POPNORM_WHOLE;
-  std::int64_t k = 0;
+  Divisor k;
   std::int64_t count = 1;
   std::int64_t n = 0;
+  const std::int32_t* ids = nullptr;    // [n]
+  const std::int32_t* order = nullptr;  // [n]: samples by id (kernels/cuda/order.cuh)
+  const std::int32_t* begin = nullptr;  // [count + 1]: where an id's begin there
 
   POPNORM_INLINE std::int64_t of(std::int64_t sample) const {
     switch (kind) {
       case POPNORM_CONTIGUOUS:
-        return sample / k;
+        return k.quotient(sample);
       case POPNORM_STRIDED:
-        return sample % k;
+        return sample - k.quotient(sample) * k.by();
       case POPNORM_PER_SAMPLE:
         return sample;
+      case POPNORM_LABELS: {
+        const std::int64_t id = ids != nullptr ? ids[sample] : -1;
+        return id < count ? id : -1;
+      }
       default:
         return 0;
     }
@@ -67,26 +93,27 @@ struct Groups {
   POPNORM_INLINE std::int64_t size(std::int64_t id) const {
     switch (kind) {
       case POPNORM_CONTIGUOUS:
-        return n - id * k < k ? n - id * k : k;
+        return n - id * k.by() < k.by() ? n - id * k.by() : k.by();
       case POPNORM_STRIDED:
-        return id < n ? (n - id + k - 1) / k : 0;
+        return id < n ? k.quotient(n - id + k.by() - 1) : 0;
       case POPNORM_PER_SAMPLE:
         return 1;
+      case POPNORM_LABELS:
+        return begin[id + 1] - begin[id];
       default:
         return n;
     }
   }
-  POPNORM_INLINE std::int64_t largest() const {
-    return kind == POPNORM_WHOLE ? n : kind == POPNORM_CONTIGUOUS ? (k < n ? k : n) : size(0);
-  }
   POPNORM_INLINE std::int64_t member(std::int64_t id, std::int64_t i) const {
     switch (kind) {
       case POPNORM_CONTIGUOUS:
-        return id * k + i;
+        return id * k.by() + i;
       case POPNORM_STRIDED:
-        return id + i * k;
+        return id + i * k.by();
       case POPNORM_PER_SAMPLE:
         return id;
+      case POPNORM_LABELS:
+        return order[begin[id] + i];
       default:
         return i;
     }
@@ -94,18 +121,44 @@ struct Groups {
 };
 
 // A group's positions, in the order of its samples, are cut into tiles of equal length; tiles decide the bits, never the grid.
-// Every group has as many tile numbers as the largest needs: tile t is the (t % per_group)-th of group t / per_group.
+// In closed form every group has as many tile numbers as the largest needs. Labelled groups, whose sizes only the device knows,
+// begin at floor(positions before / length) + id: far enough apart for all of their tiles.
 struct Tiles {
-  std::int64_t length = 1;
-  std::int64_t per_group = 0;
+  Divisor length;
+  Divisor per_group;       // of a map in closed form
+  std::int64_t count = 0;  // of tile numbers
 
   // How many of them a group with so many positions has.
-  POPNORM_INLINE std::int64_t of(std::int64_t positions) const { return (positions + length - 1) / length; }
+  POPNORM_INLINE std::int64_t of(std::int64_t positions) const { return length.rounded_up(positions); }
+  POPNORM_INLINE std::int64_t first(const Groups& groups, std::int64_t s, std::int64_t id) const {
+    if (groups.kind == POPNORM_LABELS) return length.quotient(groups.begin[id] * s) + id;
+    return id * per_group.by();
+  }
+  // The group of a tile number.
+  POPNORM_INLINE std::int64_t group(const Groups& groups, std::int64_t s, std::int64_t number) const {
+    if (groups.kind != POPNORM_LABELS) return per_group.quotient(number);
+    std::int64_t low = 0, high = groups.count;  // the last whose first tile is not beyond
+    while (high - low > 1) {
+      const std::int64_t middle = (low + high) / 2;
+      (first(groups, s, middle) <= number ? low : high) = middle;
+    }
+    return low;
+  }
 };
 
-POPNORM_INLINE Tiles tiles_of(const Groups& groups, std::int64_t s, std::int64_t length) {
-  const Tiles one{length, 0};
-  return {length, groups.count > 0 ? one.of(groups.largest() * s) : 0};
+inline Tiles tiles_of(const Groups& groups, std::int64_t s, std::int64_t length) {
+  Tiles tiles{Divisor(length), Divisor(), 0};
+  if (groups.kind == POPNORM_LABELS) {
+    tiles.count = tiles.length.quotient(groups.n * s) + groups.count;
+    return tiles;
+  }
+  if (groups.count == 0) return tiles;
+  const std::int64_t largest = groups.kind == POPNORM_WHOLE        ? groups.n
+                               : groups.kind == POPNORM_CONTIGUOUS ? std::min(groups.k.by(), groups.n)
+                                                                   : groups.size(0);
+  tiles.per_group = Divisor(tiles.of(largest * s));
+  tiles.count = groups.count * tiles.per_group.by();
+  return tiles;
 }
 
 // A tile: positions [begin, end) of a group, none where the group has no such tile.
@@ -115,28 +168,22 @@ struct Tile {
   std::int64_t end;
 
   POPNORM_INLINE Tile(const Groups& groups, const Tiles& tiles, std::int64_t s, std::int64_t number)
-      : group(number / tiles.per_group), begin(number % tiles.per_group * tiles.length) {
+      : group(tiles.group(groups, s, number)),
+        begin((number - tiles.first(groups, s, group)) * tiles.length.by()) {
     const std::int64_t positions = groups.size(group) * s;
-    end = begin + tiles.length < positions ? begin + tiles.length : positions;
+    end = begin + tiles.length.by() < positions ? begin + tiles.length.by() : positions;
   }
 };
-
-// Calls body(number) for those of a group's tiles, neighbours, that this thread of a column is to merge.
-template <class Body>
-__device__ __forceinline__ void for_each_tile(const Groups& groups, const Tiles& tiles, std::int64_t s,
-                                              std::int64_t group, const Body& body) {
-  const std::int64_t count = tiles.of(groups.size(group) * s);
-  const std::int64_t stretch = (count + blockDim.y - 1) / blockDim.y;
-  const std::int64_t begin = stretch * threadIdx.y;
-  const std::int64_t end = begin + stretch < count ? begin + stretch : count;
-  for (std::int64_t t = begin; t < end; ++t) body(group * tiles.per_group + t);
-}
 
 // A place among positions counted sample after sample, moved on without divisions.
 class Walk {
  public:
-  POPNORM_INLINE Walk(std::int64_t at, std::int64_t step, std::int64_t s)
-      : sample_(at / s), position_(at % s), samples_(step / s), positions_(step % s), s_(s) {}
+  POPNORM_INLINE Walk(std::int64_t at, std::int64_t step, const Divisor& s)
+      : sample_(s.quotient(at)),
+        position_(at - sample_ * s.by()),
+        samples_(s.quotient(step)),
+        positions_(step - samples_ * s.by()),
+        s_(s.by()) {}
   POPNORM_INLINE std::int64_t sample() const { return sample_; }
   POPNORM_INLINE std::int64_t position() const { return position_; }
   POPNORM_INLINE void step() {
@@ -154,6 +201,41 @@ class Walk {
   std::int64_t samples_;
   std::int64_t positions_;
   std::int64_t s_;
+};
+
+// What the elements of a call count (popnorm_weights); a number that is no weight counts 0.
+struct Weights {
+  popnorm_weights kind = POPNORM_UNWEIGHTED;
+  const void* first = nullptr;
+  std::int64_t s = 0;
+
+  POPNORM_INLINE float of(std::int64_t sample, std::int64_t position) const {
+    switch (kind) {
+      case POPNORM_LENGTHS:
+        return position < static_cast<const std::int64_t*>(first)[sample] ? 1.0F : 0.0F;
+      case POPNORM_WEIGHTS_PER_SAMPLE:
+        return usable(static_cast<const float*>(first)[sample]);
+      case POPNORM_WEIGHTS_PER_POSITION:
+        return usable(static_cast<const float*>(first)[sample * s + position]);
+      default:
+        return 1;
+    }
+  }
+  POPNORM_INLINE static bool is_usable(float weight) { return weight >= 0 && weight <= 3.402823466e38F; }
+
+ private:
+  POPNORM_INLINE static float usable(float weight) { return is_usable(weight) ? weight : 0; }
+};
+
+// Which elements are there: those that count, of samples that both maps know.
+struct Presence {
+  const Weights& weights;
+  const Groups& rows;
+  const Groups& affine;
+
+  POPNORM_INLINE float weight(std::int64_t sample, std::int64_t position) const {
+    return rows.of(sample) < 0 || affine.of(sample) < 0 ? 0 : weights.of(sample, position);
+  }
 };
 
 // An array of `parameters` or `statistics`, whichever type these have; null: `absent` everywhere.
@@ -179,20 +261,6 @@ struct Results {
       static_cast<float*>(first)[i] = static_cast<float>(value);
   }
 };
-
-// shared[y][x] summed over y, for every x: log2(y) steps, always the same. Everybody gets the sum.
-template <class T, class Add>
-__device__ __forceinline__ T block_sum(T value, T* shared, const Add& add) {
-  const unsigned at = threadIdx.y * blockDim.x + threadIdx.x;
-  __syncthreads();  // the last sum has been read
-  shared[at] = value;
-  for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.y < half) shared[at] = add(shared[at], shared[at + half * blockDim.x]);
-  }
-  __syncthreads();
-  return shared[threadIdx.x];
-}
 
 }  // namespace popnorm::cuda
 

@@ -1,47 +1,55 @@
-// Moments of a tile of a group: positions are held in registers and swept twice, so that the sums are taken around the tile's own
+// Moments of a tile of a group: a chunk is held in registers and swept twice, so that the sums are taken around the chunk's own
 // mean (exact two-pass; Chan, Golub & LeVeque 1983).
 #ifndef POPNORM_KERNELS_CUDA_MOMENTS_CUH
 #define POPNORM_KERNELS_CUDA_MOMENTS_CUH
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
-#include "kernels/cuda/layout.cuh"
+#include "kernels/cuda/chunk.cuh"
 #include "kernels/moments.hpp"
+#include "kernels/storage.hpp"
 
 namespace popnorm::cuda {
+
+struct MomentArrays {
+  double* weight = nullptr;
+  double* mean = nullptr;
+  double* m2 = nullptr;
+
+  POPNORM_INLINE Moments get(std::int64_t i) const { return {weight[i], mean[i], m2[i]}; }
+  POPNORM_INLINE void put(std::int64_t i, const Moments& m) const {
+    weight[i] = m.weight;
+    mean[i] = m.mean;
+    m2[i] = m.m2;
+  }
+};
 
 struct MomentsArgs {
   Extents extents;
   Operand x;
   Groups groups;
   Tiles tiles;
-  double* weight;  // [groups.count * tiles.per_group][c]
-  double* mean;
-  double* m2;
+  Groups affine;  // samples without a scale and shift are absent
+  Weights weights;
+  MomentArrays of_tile;  // [tiles.count][c]
 };
 
-struct TwoSums {
-  double first;
-  double second;
-};
-struct AddTwoSums {
-  POPNORM_INLINE TwoSums operator()(const TwoSums& a, const TwoSums& b) const {
-    return {a.first + b.first, a.second + b.second};
-  }
-};
-
-// sum(d) and sum(d*d), d = value - pivot, of `count` held values: four at a time in T, then in double. A sum of squares that
-// has left T's range, or nearly so, is taken again in double.
-template <class T>
-__device__ __forceinline__ TwoSums sums_around(const T* held, int count, T pivot) {
+// sum(d) and sum(d*d), d = value - pivot, of the elements of a channel: four at a time in A, then in double. A sum of squares
+// that has left A's range, or nearly so, is taken again in double.
+template <class A, class T, bool kRows>
+__device__ __forceinline__ TwoSums sums_around(const Chunk<T, kRows>& x, int k, A pivot) {
+  using S = Shape<T, kRows>;
+  constexpr int kRun = S::kPerChannel < 4 ? S::kPerChannel : 4;
   TwoSums all{0, 0};
 #pragma unroll
-  for (int i = 0; i < kHeld; i += 4) {
-    T sum = 0, squares = 0;
+  for (int first = 0; first < S::kPerChannel; first += kRun) {
+    A sum = 0, squares = 0;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const T d = i + k < count ? held[i + k] - pivot : T(0);
+    for (int e = first; e < first + kRun; ++e) {
+      const int i = S::element(e, k);
+      const A d = x.has(i) ? widen<A>(x.held[i]) - pivot : A(0);
       sum += d;
       squares += d * d;
     }
@@ -49,70 +57,159 @@ __device__ __forceinline__ TwoSums sums_around(const T* held, int count, T pivot
     all.second += static_cast<double>(squares);
   }
   constexpr double kLeast = 1e-25, kMost = 1e38;
-  if (sizeof(T) == sizeof(double) || (all.second > kLeast && all.second < kMost)) return all;
+  if (sizeof(A) == sizeof(double) || (all.second > kLeast && all.second < kMost)) return all;
   all = {0, 0};
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    const double d = i < count ? static_cast<double>(held[i]) - static_cast<double>(pivot) : 0;
+  for (int e = 0; e < S::kPerChannel; ++e) {
+    const int i = S::element(e, k);
+    const double d = x.has(i) ? static_cast<double>(widen<A>(x.held[i])) - static_cast<double>(pivot) : 0;
     all.first += d;
     all.second += d * d;
   }
   return all;
 }
 
-// One chunk: blockDim.y * kHeld positions [begin, end) of a group, channel c. T is the storage type.
-template <class T>
-__device__ __forceinline__ Moments chunk_moments(const MomentsArgs& args, std::int64_t group, std::int64_t begin,
-                                                 std::int64_t end, std::int64_t c, TwoSums* shared) {
-  const bool present = c < args.extents.c;
-  T held[kHeld];
-  int count = 0;
-  Walk walk(begin + threadIdx.y, blockDim.y, args.extents.s);
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    const bool there = present && begin + threadIdx.y + std::int64_t{i} * blockDim.y < end;
-    held[i] = there ? load<T>(args.x, args.groups.member(group, walk.sample()), c, walk.position()) : T(0);
-    count += there ? 1 : 0;
-    walk.step();
-  }
+// The moments of a chunk per channel of the thread, which those threads get whose threadIdx.y is 0. `held` is the chunk loaded.
+template <class A, class T, bool kRows>
+__device__ __forceinline__ void chunk_moments(const Chunk<T, kRows>& held, const Operand& x, const Range& range,
+                                              void* shared, Moments (&moments)[Shape<T, kRows>::kChannels]) {
+  using S = Shape<T, kRows>;
+  const Columns columns(static_cast<int>(blockDim.x));
   // Around the first element, which a constant channel equals: then the mean is exact.
-  T first = 0;
-  if (present) {
-    const Walk start(begin, 1, args.extents.s);
-    first = load<T>(args.x, args.groups.member(group, start.sample()), c, start.position());
-  }
-  double sum = 0;
+  const Walk start(range.begin, 1, range.extents.s);
+  const std::int64_t sample = range.groups.member(range.group, start.sample());
+  A pivot[S::kChannels];
+  double sum[S::kChannels];
 #pragma unroll
-  for (int i = 0; i < kHeld; i += 4) {
-    T four = 0;
+  for (int k = 0; k < S::kChannels; ++k) {
+    const bool there = range.c + k < range.extents.c;
+    pivot[k] = there ? widen<A>(*x.at<T>(sample, range.c + k, start.position())) : A(0);
+    constexpr int kRun = S::kPerChannel < 4 ? S::kPerChannel : 4;
+    sum[k] = 0;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) four += i + k < count ? (held[i + k] - first) / 4 : T(0);
-    sum += static_cast<double>(four) * 4;
+    for (int first = 0; first < S::kPerChannel; first += kRun) {
+      A run = 0;
+#pragma unroll
+      for (int e = first; e < first + kRun; ++e) {
+        const int i = S::element(e, k);
+        run += held.has(i) ? (widen<A>(held.held[i]) - pivot[k]) / kRun : A(0);
+      }
+      sum[k] += static_cast<double>(run) * kRun;
+    }
   }
-  const auto positions = static_cast<double>(end - begin);
-  const double about = block_sum(TwoSums{sum, 0}, shared, AddTwoSums()).first / positions;
-  T pivot = static_cast<T>(static_cast<double>(first) + about);
-  if (!std::isfinite(pivot)) pivot = first;
-  const TwoSums sums = block_sum(sums_around(held, count, pivot), shared, AddTwoSums());
-  const double share = sums.first / positions;
-  return {positions, static_cast<double>(pivot) + share, sums.second - sums.first * share};
+  block_reduce(sum, columns, shared, Add());
+  const auto positions = static_cast<double>(range.end - range.begin);
+  const double share = 1 / positions;
+  TwoSums sums[S::kChannels];
+#pragma unroll
+  for (int k = 0; k < S::kChannels; ++k) {
+    const A mean = static_cast<A>(static_cast<double>(pivot[k]) + sum[k] * share);
+    if (std::isfinite(mean)) pivot[k] = mean;
+    sums[k] = sums_around(held, k, pivot[k]);
+  }
+  block_reduce(sums, columns, shared, Add());
+  if (threadIdx.y != 0) return;
+#pragma unroll
+  for (int k = 0; k < S::kChannels; ++k) {
+    const double off = sums[k].first / positions;
+    moments[k] = {positions, static_cast<double>(pivot[k]) + off, sums[k].second - sums[k].first * off};
+  }
 }
 
-template <class T>
+// An element and where it is: the earlier of two.
+struct Earliest {
+  double position;
+  double value;
+};
+struct Earlier {
+  POPNORM_INLINE Earliest operator()(const Earliest& a, const Earliest& b) const {
+    return b.position < a.position ? b : a;
+  }
+};
+
+// As chunk_moments, of elements that have weights or are absent, in double throughout.
+template <class A, class T, bool kRows>
+__device__ __forceinline__ void weighted_chunk_moments(Chunk<T, kRows>& held, const Presence& presence, const Range& range,
+                                                       void* shared, Moments (&moments)[Shape<T, kRows>::kChannels]) {
+  using S = Shape<T, kRows>;
+  const Columns columns(static_cast<int>(blockDim.x));
+  float weight[S::kWeights];
+  held.weigh(presence, range, weight);
+  const auto value = [&](int i) { return static_cast<double>(widen<A>(held.held[i])); };
+  const auto weight_of = [&](int i) { return static_cast<double>(weight[S::weight(i / S::kPack, i % S::kPack)]); };
+  Earliest pivot[S::kChannels];
+  TwoSums sums[S::kChannels];
+#pragma unroll
+  for (int k = 0; k < S::kChannels; ++k) pivot[k] = {std::numeric_limits<double>::infinity(), 0};
+#pragma unroll
+  for (int i = kHeld - 1; i >= 0; --i)
+    if (held.has(i)) pivot[kRows ? 0 : i % S::kPack] = {static_cast<double>(S::position(i)), value(i)};
+  block_reduce(pivot, columns, shared, Earlier());
+  // Around the first that is present, which a constant channel equals, then around the mean.
+  for (int sweep = 0; sweep < 2; ++sweep) {
+#pragma unroll
+    for (int k = 0; k < S::kChannels; ++k) {
+      sums[k] = {0, 0};
+#pragma unroll
+      for (int e = 0; e < S::kPerChannel; ++e) {
+        const int i = S::element(e, k);
+        if (!held.has(i)) continue;
+        const double w = weight_of(i), d = value(i) - pivot[k].value;
+        sums[k].first += w * d;
+        sums[k].second += sweep == 0 ? w : w * (d * d);
+      }
+    }
+    block_reduce(sums, columns, shared, Add());
+#pragma unroll
+    for (int k = 0; k < S::kChannels; ++k) {
+      if (sweep == 1) {
+        const double off = moments[k].weight > 0 ? sums[k].first / moments[k].weight : 0;
+        moments[k] = {moments[k].weight, pivot[k].value + off, sums[k].second - sums[k].first * off};
+      } else {
+        moments[k] = {sums[k].second, 0, 0};
+        if (sums[k].second > 0) pivot[k].value += sums[k].first / sums[k].second;
+      }
+    }
+  }
+}
+
+// The moments of a tile, loaded chunk by chunk; `keep` gets every chunk that has been loaded. Threads whose threadIdx.y is 0 get
+// them.
+template <class A, class T, bool kRows, bool kWeighted, class Keep>
+__device__ __forceinline__ void tile_moments(const MomentsArgs& args, const Tile& tile, std::int64_t c, void* shared,
+                                             Moments (&moments)[Shape<T, kRows>::kChannels], const Keep& keep) {
+  using S = Shape<T, kRows>;
+#pragma unroll
+  for (int k = 0; k < S::kChannels; ++k) moments[k] = {};
+  const std::int64_t step = S::positions(static_cast<int>(blockDim.y));
+  for (std::int64_t at = tile.begin; at < tile.end; at += step) {
+    const Range range{args.extents, args.groups, tile.group, at, at + step < tile.end ? at + step : tile.end, c};
+    Chunk<T, kRows> held;
+    Moments of_chunk[S::kChannels];
+    held.load(args.x, range, false);
+    keep(held);
+    if constexpr (kWeighted)
+      weighted_chunk_moments<A>(held, {args.weights, args.groups, args.affine}, range, shared, of_chunk);
+    else
+      chunk_moments<A>(held, args.x, range, shared, of_chunk);
+    if (threadIdx.y != 0) continue;
+#pragma unroll
+    for (int k = 0; k < S::kChannels; ++k) moments[k] = combine(moments[k], of_chunk[k]);
+  }
+}
+
+template <class T, bool kRows, bool kWeighted>
 __global__ void __launch_bounds__(kThreads) moments_kernel(const __grid_constant__ MomentsArgs args) {
-  TwoSums* shared = shared_memory<TwoSums>();
-  const std::int64_t c = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  const std::int64_t chunk = std::int64_t{blockDim.y} * kHeld;
-  for (std::int64_t tile = blockIdx.y; tile < args.groups.count * args.tiles.per_group; tile += gridDim.y) {
-    const Tile t(args.groups, args.tiles, args.extents.s, tile);
-    Moments all{};
-    for (std::int64_t at = t.begin; at < t.end; at += chunk)
-      all = combine(all, chunk_moments<T>(args, t.group, at, at + chunk < t.end ? at + chunk : t.end, c, shared));
-    if (threadIdx.y != 0 || c >= args.extents.c) continue;
-    const std::int64_t to = tile * args.extents.c + c;
-    args.weight[to] = all.weight;
-    args.mean[to] = all.mean;
-    args.m2[to] = all.m2;
+  using A = Arithmetic<T>;
+  void* const shared = shared_memory<std::byte>();
+  const std::int64_t c = first_channel<T, kRows>(blockIdx.x);
+  for (std::int64_t number = blockIdx.y; number < args.tiles.count; number += gridDim.y) {
+    const Tile tile(args.groups, args.tiles, args.extents.s.by(), number);
+    Moments moments[Shape<T, kRows>::kChannels];
+    tile_moments<A, T, kRows, kWeighted>(args, tile, c, shared, moments, [](const Chunk<T, kRows>&) {});
+    if (threadIdx.y == 0)
+      for_each_channel<T, kRows>(args.extents, c,
+                                 [&](int k) { args.of_tile.put(number * args.extents.c + c + k, moments[k]); });
   }
 }
 

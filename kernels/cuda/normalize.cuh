@@ -5,7 +5,9 @@
 #include <cstdint>
 
 #include "kernels/affine.hpp"
-#include "kernels/cuda/elementwise.cuh"
+#include "kernels/cuda/chunk.cuh"
+#include "kernels/cuda/rows.cuh"
+#include "kernels/storage.hpp"
 
 namespace popnorm::cuda {
 
@@ -14,25 +16,54 @@ struct NormalizeArgs {
   Extents extents;
   Operand x;
   Operand y;
+  Weights weights;
   RowSource<A> source;
 };
 
-template <class T, class A>
-__global__ void __launch_bounds__(kThreads) normalize_kernel(const __grid_constant__ NormalizeArgs<A> args) {
-  const std::int64_t c = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (c >= args.extents.c) return;
-  const Rows<A> rows = args.source.get();
-  NormalizeRow<A> k{};
-  for_each_element(
-      args.extents, rows, c,
-      [&](std::int64_t i, std::int64_t j) {
-        k = normalize_row<A>({rows.of.hi[i], rows.of.lo[i], rows.of.invstd[i]}, static_cast<A>(rows.scale.get(j, 1)),
-                             static_cast<A>(rows.shift.get(j, 0)));
+// Writes a chunk of y. row_of(sample, k) is the row of statistics of a channel, asked for where it changes.
+template <class A, class T, bool kRows, class RowOf>
+__device__ __forceinline__ void normalize_chunk(const Operand& y, const Range& range, const Rows<A>& rows,
+                                                const Chunk<T, kRows>& x, const RowOf& row_of) {
+  std::int64_t row = -1, affine = -1;
+  NormalizeRow<A> coefficients[Shape<T, kRows>::kChannels]{};
+  write_chunk<T, kRows>(
+      y, range,
+      [&](std::int64_t sample) {
+        const std::int64_t its_row = rows.map.of(sample), its_affine = rows.affine.of(sample);
+        if ((its_row == row && its_affine == affine) || its_row < 0 || its_affine < 0) return;
+        row = its_row;
+        affine = its_affine;
+        for_each_channel<T, kRows>(range.extents, range.c, [&](int k) {
+          const std::int64_t j = affine * range.extents.c + range.c + k;
+          coefficients[k] = normalize_row<A>(row_of(row, k), static_cast<A>(rows.scale.get(j, 1)),
+                                             static_cast<A>(rows.shift.get(j, 0)));
+        });
       },
-      [&](std::int64_t n, std::int64_t s) {
-        const A x = static_cast<A>(load<T>(args.x, n, c, s));
-        store(args.y, n, c, s, static_cast<T>((x - k.hi) * k.s + k.b));
+      [&](int i, int k) {
+        const NormalizeRow<A>& of = coefficients[k];
+        return x.has(i) ? narrow<T>((widen<A>(x.held[i]) - of.hi) * of.s + of.b) : narrow<T>(A(0));
       });
+}
+
+// All samples are walked as one group, each with its own row.
+template <class T, bool kRows, bool kWeighted>
+__global__ void __launch_bounds__(kThreads)
+    normalize_kernel(const __grid_constant__ NormalizeArgs<Arithmetic<T>> args) {
+  using A = Arithmetic<T>;
+  const std::int64_t c = first_channel<T, kRows>(blockIdx.x);
+  const Rows<A> rows = args.source.get();
+  const Groups all{POPNORM_WHOLE, Divisor(), 1, args.extents.n};
+  const std::int64_t positions = args.extents.n * args.extents.s.by();
+  const std::int64_t step = Shape<T, kRows>::positions(static_cast<int>(blockDim.y));
+  for (std::int64_t at = blockIdx.y * step; at < positions; at += gridDim.y * step) {
+    const Range range{args.extents, all, 0, at, at + step < positions ? at + step : positions, c};
+    Chunk<T, kRows> x;
+    x.load(args.x, range, true);
+    if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, nullptr);
+    normalize_chunk<A, T, kRows>(args.y, range, rows, x, [&](std::int64_t row, int k) {
+      return rows.row(row * args.extents.c + c + k);
+    });
+  }
 }
 
 }  // namespace popnorm::cuda

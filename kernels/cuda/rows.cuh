@@ -7,10 +7,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/affine.hpp"
 #include "kernels/cuda/layout.cuh"
 #include "kernels/reserve_layout.hpp"
 
 namespace popnorm::cuda {
+
+// Samples are classed by their row of statistics (what dx needs), or by their affine slot (what dscale and dshift are).
+enum class Classes { rows, affine };
 
 // Rows of statistics: [rows][c], as in the reserve. A forward without one has neither weight nor d nor r2.
 template <class A>
@@ -35,6 +39,9 @@ struct Rows {
   RowArrays<A> of;
   Values scale;
   Values shift;
+
+  POPNORM_INLINE const Groups& of_class(Classes classes) const { return classes == Classes::affine ? affine : map; }
+  POPNORM_INLINE StatisticsRow<A> row(std::int64_t i) const { return {of.hi[i], of.lo[i], of.invstd[i]}; }
 };
 
 // What the host knows of them. The source of a reserve's statistics is written in the reserve, which only kernels can read: it

@@ -3,11 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <popnorm/popnorm.hpp>
 #include <string>
 #include <tuple>
 
-#include "maps/case.hpp"
+#include "kernels/moments.hpp"
 #include "support/layer.hpp"
 
 namespace popnorm_test {
@@ -54,45 +55,6 @@ TEST_P(CudaOrder, OfThreadsAndBlocksChangesNoBit) {
 INSTANTIATE_TEST_SUITE_P(Layouts, CudaOrder,
                          ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
                                             ::testing::Values(POPNORM_F32, POPNORM_F64)));
-
-popnorm_map closed_map(Random& random, std::int64_t n) {
-  switch (random.below(4)) {
-    case 0:
-      return {POPNORM_WHOLE, 0};
-    case 1:
-      return {POPNORM_CONTIGUOUS, 1 + random.below(n + 1)};
-    case 2:
-      return {POPNORM_STRIDED, 1 + random.below(n + 1)};
-    default:
-      return {POPNORM_PER_SAMPLE, 0};
-  }
-}
-
-// Maps in closed form, all sources of statistics: against the oracle that loops group by group, and by the six operations.
-TEST(CudaMaps, AgreeWithTheOracle) {
-  for (int i = 0; i < 120 * effort(); ++i) {
-    Random random("CudaMaps " + std::to_string(i));
-    const Configuration k = random_configuration(random);
-    MapSet maps;
-    maps.group = closed_map(random, k.n);
-    maps.affine = random.coin() ? closed_map(random, k.n) : popnorm_map{POPNORM_WHOLE, 0};
-    maps.statistics = random.pick({POPNORM_BATCH, POPNORM_BATCH, POPNORM_GIVEN, POPNORM_BLEND, POPNORM_RENORM});
-    const bool mixes = maps.statistics == POPNORM_BLEND || maps.statistics == POPNORM_RENORM;
-    maps.slot = !mixes ? closed_map(random, k.n) : random.coin() ? maps.group : popnorm_map{POPNORM_WHOLE, 0};
-    SCOPED_TRACE(testing::Message() << "case " << i << ": " << testing::PrintToString(k) << ", " << maps);
-    MapCase c(k, maps, mixes, random);
-    const MapForward f = c.forward({});
-    const MapBackward b = c.backward({});
-    c.expect_promises(f, b);
-    MapForward parts;
-    MapBackward gradients;
-    c.run_operations({}, parts, gradients);
-    EXPECT_TRUE(same_bits(parts.y, f.y) && same_bits(parts.mean, f.mean) && same_bits(parts.m2, f.m2));
-    EXPECT_TRUE(same_bits(gradients.dx, b.dx) && same_bits(gradients.dscale, b.dscale) &&
-                same_bits(gradients.dshift, b.dshift));
-    if (HasFailure()) return;
-  }
-}
 
 // What three batches leave in running statistics and in a population; the last has a NaN in channel 1 of the second slot.
 struct Fed {
@@ -170,12 +132,6 @@ void expect_refused(popnorm_status expected, const popnorm_problem& problem, con
 
 TEST(CudaBackend, RefusesByNameWhatItDoesNotServe) {
   const popnorm_options options = POPNORM_OPTIONS_INIT;
-  popnorm_problem weighted = popnorm::problem_nchw(2, 3, 4);
-  weighted.weights = POPNORM_LENGTHS;
-  expect_refused(POPNORM_UNSUPPORTED, weighted, options, "weights");
-  popnorm_problem labelled = popnorm::problem_nchw(2, 3, 4);
-  labelled.norm_group = {POPNORM_LABELS, 2};
-  expect_refused(POPNORM_UNSUPPORTED, labelled, options, "LABELS");
   expect_refused(POPNORM_UNSUPPORTED, popnorm::problem_nchw(1, std::int64_t{1} << 31, 2), options, "channels");
 
   popnorm_executor executor = POPNORM_EXECUTOR_INIT;
@@ -188,6 +144,159 @@ TEST(CudaBackend, RefusesByNameWhatItDoesNotServe) {
   popnorm_double_backward_args second = POPNORM_DOUBLE_BACKWARD_ARGS_INIT;
   EXPECT_EQ(popnorm_double_backward(plan.get(), &second, nullptr), POPNORM_UNSUPPORTED);
   EXPECT_NE(std::string(popnorm_last_error()).find("second derivative"), std::string::npos) << popnorm_last_error();
+}
+
+// A batch of labels and weights that the CPU would refuse, and what comes out of it.
+struct Labelled {
+  static constexpr std::int64_t n = 12, c = 5, s = 10;
+  popnorm_problem problem = popnorm::problem_nchw(n, c, s);
+  std::vector<float> x = std::vector<float>(n * c * s), dy = x, y = x, dx = x, dscale = std::vector<float>(2 * c);
+  std::vector<std::int32_t> group = std::vector<std::int32_t>(n), slot = group, affine = group;
+  std::vector<float> weights = std::vector<float>(n, 1);
+  std::uint32_t status = 0;
+  popnorm_batch batch = POPNORM_BATCH_INIT;
+
+  Labelled() {
+    Random random("Labelled");
+    for (float& value : x) value = static_cast<float>(random.normal());
+    for (float& value : dy) value = static_cast<float>(random.normal());
+    for (std::int64_t i = 0; i < n; ++i) group[i] = static_cast<std::int32_t>(i % 3), affine[i] = i % 2;
+    problem.norm_group = {POPNORM_LABELS, 3};
+    problem.affine_slot = {POPNORM_LABELS, 2};
+    batch.norm_group = group.data();
+    batch.affine_slot = affine.data();
+    batch.device_status = &status;
+  }
+  void run() {
+    const popnorm::plan plan(problem);
+    popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
+    popnorm_forward_args f = POPNORM_FORWARD_ARGS_INIT;
+    f.x = x.data();
+    f.y = y.data();
+    f.batch = batch;
+    f.reserve = reserve.data();
+    f.reserve_bytes = reserve.size();
+    f.workspace = workspace.data();
+    f.workspace_bytes = workspace.size();
+    plan.forward(f);
+    popnorm_backward_args b = POPNORM_BACKWARD_ARGS_INIT;
+    b.x = x.data();
+    b.dy = dy.data();
+    b.batch = batch;
+    b.dx = dx.data();
+    b.dscale = dscale.data();
+    b.reserve = reserve.data();
+    b.reserve_bytes = reserve.size();
+    b.workspace = workspace.data();
+    b.workspace_bytes = workspace.size();
+    plan.backward(b);
+  }
+  void poison(std::int64_t sample) {
+    std::fill_n(x.begin() + sample * c * s, c * s, std::nanf(""));
+    std::fill_n(dy.begin() + sample * c * s, c * s, std::nanf(""));
+  }
+};
+
+TEST(CudaLabels, OutOfRangeMakeASampleAbsentAsWeightZeroDoes) {
+  Labelled labels;
+  labels.poison(4);
+  labels.poison(7);
+  Labelled weights = labels;
+  labels.group[4] = -1;
+  labels.affine[7] = 2;
+  labels.batch.norm_group = labels.group.data();
+  labels.batch.affine_slot = labels.affine.data();
+  labels.batch.device_status = &labels.status;
+  labels.run();
+  weights.problem.weights = POPNORM_WEIGHTS_PER_SAMPLE;
+  weights.weights[4] = weights.weights[7] = 0;
+  weights.batch.norm_group = weights.group.data();
+  weights.batch.affine_slot = weights.affine.data();
+  weights.batch.device_status = &weights.status;
+  weights.batch.weights = weights.weights.data();
+  weights.run();
+  EXPECT_EQ(labels.status, POPNORM_DEVICE_LABEL);
+  EXPECT_EQ(weights.status, 0U);
+  // Not the same bits: samples without a label leave their group shorter.
+  const auto expect_near = [](const std::vector<float>& a, const std::vector<float>& b) {
+    for (std::size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 64 * 0x1p-24 * (1 + std::fabs(b[i]))) << i;
+  };
+  expect_near(labels.y, weights.y);
+  expect_near(labels.dx, weights.dx);
+  expect_near(labels.dscale, weights.dscale);
+  for (const std::int64_t sample : {4, 7})
+    for (std::int64_t i = 0; i < Labelled::c * Labelled::s; ++i) {
+      EXPECT_EQ(labels.y[sample * Labelled::c * Labelled::s + i], 0);
+      EXPECT_EQ(labels.dx[sample * Labelled::c * Labelled::s + i], 0);
+    }
+}
+
+TEST(CudaLabels, ThatNobodyNamesAreAllAbsent) {
+  Labelled labels;
+  for (std::int32_t& id : labels.group) id = std::numeric_limits<std::int32_t>::max();
+  labels.run();
+  EXPECT_EQ(labels.y, std::vector<float>(labels.y.size(), 0));
+  EXPECT_EQ(labels.dx, std::vector<float>(labels.dx.size(), 0));
+  EXPECT_EQ(labels.dscale, std::vector<float>(labels.dscale.size(), 0));
+}
+
+TEST(CudaLabels, OfWeightsAndSlotsAreReported) {
+  Labelled labels;
+  labels.problem.weights = POPNORM_WEIGHTS_PER_SAMPLE;
+  labels.batch.weights = labels.weights.data();
+  labels.run();
+  EXPECT_EQ(labels.status, 0U);
+  labels.weights[3] = -1;
+  labels.weights[5] = std::nanf("");
+  labels.run();
+  EXPECT_EQ(labels.status, POPNORM_DEVICE_WEIGHT);
+  labels.status = 0;
+  labels.weights[3] = labels.weights[5] = 1;
+  labels.problem.population_slot = {POPNORM_LABELS, 2};
+  labels.slot[9] = 1;  // of group 0, whose other samples feed slot 0
+  labels.batch.population_slot = labels.slot.data();
+  popnorm_moments_args args = POPNORM_MOMENTS_ARGS_INIT;
+  const popnorm::plan plan(labels.problem);
+  popnorm::buffer workspace = plan.make_workspace();
+  std::vector<float> running(2 * Labelled::c);
+  args.x = labels.x.data();
+  args.batch = labels.batch;
+  args.update.running_mean = running.data();
+  args.workspace = workspace.data();
+  args.workspace_bytes = workspace.size();
+  plan.moments(args);
+  EXPECT_EQ(labels.status, POPNORM_DEVICE_SLOT);
+}
+
+// Enough ids for three digits, in a batch that several blocks sort.
+TEST(CudaLabels, OfManyGroupsAreOrderedStably) {
+  popnorm_problem problem = popnorm::problem_nchw(70000, 2, 1);
+  problem.norm_group = {POPNORM_LABELS, 66000};
+  std::vector<float> x(140000), y(140000);
+  std::vector<std::int32_t> ids(70000);
+  Random random("CudaLabels");
+  for (float& value : x) value = static_cast<float>(random.normal());
+  for (std::int32_t& id : ids) id = static_cast<std::int32_t>(random.below(66000));
+  std::vector<double> weight(132000), mean(132000), m2(132000);
+  const popnorm::plan plan(problem);
+  popnorm::buffer workspace = plan.make_workspace();
+  popnorm_moments_args args = POPNORM_MOMENTS_ARGS_INIT;
+  args.x = x.data();
+  args.batch.norm_group = ids.data();
+  args.moments = {weight.data(), mean.data(), m2.data()};
+  args.workspace = workspace.data();
+  args.workspace_bytes = workspace.size();
+  plan.moments(args);
+  std::vector<popnorm::Moments> expected(132000);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    popnorm::Moments& of = expected[static_cast<std::size_t>(ids[i / 2]) * 2 + i % 2];
+    of = popnorm::combine(of, {1, static_cast<double>(x[i]), 0});
+  }
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    ASSERT_EQ(weight[i], expected[i].weight) << i;
+    ASSERT_NEAR(mean[i], expected[i].mean, 1e-5) << i;  // 16u*std, of a few standard normal numbers
+    ASSERT_NEAR(m2[i], expected[i].m2, 1e-5 * (1 + expected[i].m2)) << i;
+  }
 }
 
 // The sums may be left out where statistics are given. Only the device knows whether they are: if not, dx is NaN, not wrong.

@@ -23,8 +23,8 @@ namespace context = boost::context;
 
 constexpr std::size_t kStack = std::size_t{64} << 10;
 
-// What sanitizers want to know of a fiber: when its stack is left for another, and that nothing but barriers, and the block as a
-// whole, orders what a thread does with what others do (blocks run one after the other and share their shared memory).
+// What sanitizers want to know of a fiber: when its stack is left for another, and that nothing but where threads meet, and the
+// set of blocks as a whole, orders what a thread does with what others do (sets run one after the other).
 // ThreadSanitizer does not see this file: the emulator itself is sequential.
 class Watched {
  public:
@@ -43,20 +43,19 @@ class Watched {
     __sanitizer_finish_switch_fiber(schedulers_, nullptr, nullptr);
 #endif
   }
-  // By the thread: when it begins, before and after it waits at the barrier, and when it ends.
+  // By the thread: when it begins, before and after it waits where others pass the same gate, and when it ends.
   void begin() {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(nullptr, &bottom_, &size_);
 #endif
     acquire(launch_);
-    barriers_ = 0;
   }
-  void arrive() { leave(gate_[barriers_ % 2], false); }
-  void pass() {
+  void arrive(char& gate) { leave(gate, false); }
+  void pass(char& gate) {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(own_, &bottom_, &size_);
 #endif
-    acquire(gate_[barriers_++ % 2]);
+    acquire(gate);
   }
   void end() { leave(end_, true); }
 
@@ -69,7 +68,7 @@ class Watched {
   Watched(const Watched&) = delete;
   Watched& operator=(const Watched&) = delete;
 
-  // Around a block.
+  // Around a set of blocks.
   static void launched() { release(launch_); }
   static void finished() { acquire(end_); }
 
@@ -104,8 +103,27 @@ class Watched {
   void* tsan_;
   void* schedulers_tsan_ = nullptr;
 #endif
-  unsigned barriers_ = 0;
-  static inline thread_local char launch_ = 0, end_ = 0, gate_[2] = {};
+  static inline thread_local char launch_ = 0, end_ = 0;
+};
+
+struct Thread;
+
+// Where threads wait until all of those that have not ended are there.
+struct Meeting {
+  std::size_t expected = 0;
+  std::vector<Thread*> arrived;
+  unsigned round = 0;
+  char gate[2] = {};  // of odd and even rounds: the next may begin before all have left
+};
+
+struct Warp {
+  Meeting meeting;
+  std::vector<Thread*> lanes;
+};
+
+struct Block {
+  Meeting meeting;
+  std::vector<std::max_align_t> shared;
 };
 
 struct Thread {
@@ -113,16 +131,24 @@ struct Thread {
   context::stack_context stack;
   Watched watched;
   context::fiber fiber;  // empty: it has ended
-  bool waits = false;    // at the block's barrier
+  Warp* warp = nullptr;
+  Block* block = nullptr;
+  unsigned lane = 0;
+  double shuffled[2][kMostShuffled];  // of odd and even rounds
 };
 
-struct Block {
-  std::deque<Thread> threads;  // of all blocks in turn
-  std::vector<std::max_align_t> shared;
+// Blocks that are there at once. Which of cluster and grid they are is the launch's business.
+struct Set {
+  Meeting meeting;
+  std::deque<Thread> threads;
+  std::deque<Warp> warps;
+  std::deque<Block> blocks;
+  std::vector<Thread*> ready;
 };
 
 // The emulator runs on whichever OS thread launches, one launch at a time each.
-thread_local Block* block = nullptr;
+thread_local Set* running_set = nullptr;
+thread_local const Launch* running_launch = nullptr;
 thread_local Thread* running = nullptr;
 thread_local context::fiber scheduler;
 thread_local std::minstd_rand order = [] {
@@ -130,7 +156,12 @@ thread_local std::minstd_rand order = [] {
   return std::minstd_rand(seed != nullptr ? static_cast<unsigned>(std::strtoul(seed, nullptr, 10)) : 1);
 }();
 
-// Stacks outlive their fibers: the next block's threads take them over.
+[[noreturn]] void die(const char* what) {
+  std::fprintf(stderr, "simt: %s\n", what);
+  std::abort();
+}
+
+// Stacks outlive their fibers: the next set's threads take them over.
 class StackPool {
  public:
   context::stack_context allocate() {
@@ -155,12 +186,31 @@ struct PooledStack {
   void deallocate(context::stack_context& stack) noexcept { pool->deallocate(stack); }
 };
 
-void yield() { scheduler = std::move(scheduler).resume(); }
+void open_if_complete(Meeting& m) {
+  if (m.arrived.empty() || m.arrived.size() < m.expected) return;
+  ++m.round;
+  running_set->ready.insert(running_set->ready.end(), m.arrived.begin(), m.arrived.end());
+  m.arrived.clear();
+}
 
-void run_block(Block& b, const std::function<void()>& body, StackPool& pool) {
-  block = &b;
-  for (Thread& t : b.threads) {
-    t.waits = false;
+void meet(Meeting& m) {
+  Thread& t = *running;
+  char& gate = m.gate[m.round % 2];
+  m.arrived.push_back(&t);
+  open_if_complete(m);
+  t.watched.arrive(gate);
+  scheduler = std::move(scheduler).resume();
+  t.watched.pass(gate);
+}
+
+void leave(Meeting& m) {
+  --m.expected;
+  open_if_complete(m);
+}
+
+void run_set(Set& set, const std::function<void()>& body, StackPool& pool) {
+  running_set = &set;
+  for (Thread& t : set.threads) {
     t.fiber = context::fiber(std::allocator_arg, PooledStack{&pool, &t.stack}, [&body, &t](context::fiber&& from) {
       scheduler = std::move(from);
       t.watched.begin();
@@ -168,71 +218,97 @@ void run_block(Block& b, const std::function<void()>& body, StackPool& pool) {
       t.watched.end();
       return std::move(scheduler);
     });
+    set.ready.push_back(&t);
   }
-  std::vector<Thread*> ready;
-  for (Thread& t : b.threads) ready.push_back(&t);
-  while (!ready.empty()) {
-    std::shuffle(ready.begin(), ready.end(), order);
-    for (Thread* t : ready) {
-      running = t;
-      t->watched.begin_turn(t->stack);
-      t->fiber = std::move(t->fiber).resume();
-      t->watched.end_turn();
-    }
-    // All that have not ended wait at the barrier: it opens.
-    ready.clear();
-    for (Thread& t : b.threads)
-      if (t.fiber) ready.push_back(&t);
-    for (Thread* t : ready) {
-      if (!t->waits) {
-        std::fprintf(stderr, "simt: thread (%u, %u) neither ended nor waits\n", t->at.thread.x, t->at.thread.y);
-        std::abort();
-      }
-      t->waits = false;
-    }
+  std::size_t left = set.threads.size();
+  while (!set.ready.empty()) {
+    std::swap(set.ready[order() % set.ready.size()], set.ready.back());
+    Thread& t = *(running = set.ready.back());
+    set.ready.pop_back();
+    t.watched.begin_turn(t.stack);
+    t.fiber = std::move(t.fiber).resume();
+    t.watched.end_turn();
+    if (t.fiber) continue;
+    --left;
+    for (Meeting* m : {&t.warp->meeting, &t.block->meeting, &set.meeting}) leave(*m);
   }
+  if (left != 0) die("threads wait for others that never come");
   running = nullptr;
-  block = nullptr;
+  running_set = nullptr;
 }
+
+constexpr unsigned kWarp = 32;
 
 }  // namespace
 
 const Coordinates& here() { return running->at; }
 
-void* shared_memory() { return block->shared.data(); }
+void* shared_memory() { return running->block->shared.data(); }
 
-void block_barrier() {
+void block_barrier() { meet(running->block->meeting); }
+
+void cluster_barrier() {
+  if (running_launch->cluster <= 1) die("a cluster's barrier without a cluster");
+  meet(running_set->meeting);
+}
+
+void grid_barrier() {
+  if (!running_launch->cooperative) die("a grid's barrier in a grid that was not launched cooperatively");
+  meet(running_set->meeting);
+}
+
+void shuffle_xor(double* values, int count, int mask) {
   Thread& t = *running;
-  t.waits = true;
-  t.watched.arrive();
-  yield();
-  t.watched.pass();
+  Meeting& m = t.warp->meeting;
+  if (count > kMostShuffled) die("too many numbers are shuffled at once");
+  if (m.expected < t.warp->lanes.size()) die("a lane has ended that a shuffle waits for");
+  const unsigned round = m.round % 2;
+  std::copy_n(values, count, t.shuffled[round]);
+  meet(m);
+  std::copy_n(t.warp->lanes[t.lane ^ static_cast<unsigned>(mask)]->shuffled[round], count, values);
 }
 
 void run(const Launch& launch, const std::function<void()>& thread) {
+  const std::uint64_t blocks = std::uint64_t{launch.blocks.x} * launch.blocks.y * launch.blocks.z;
+  const std::uint64_t at_once = launch.cooperative ? blocks : launch.cluster;
+  if (launch.cooperative && launch.cluster > 1) die("a cooperative grid of clusters");
+  if (launch.blocks.x % launch.cluster != 0) die("a grid that is no multiple of its clusters");
   StackPool pool;
-  Block b;
-  for (unsigned z = 0; z < launch.threads.z; ++z)
-    for (unsigned y = 0; y < launch.threads.y; ++y)
-      for (unsigned x = 0; x < launch.threads.x; ++x) {
-        b.threads.emplace_back().at = {{x, y, z}, {}, launch.threads, launch.blocks};
-      }
   const std::size_t units = (launch.shared_bytes + sizeof(std::max_align_t) - 1) / sizeof(std::max_align_t);
-  std::vector<std::uint64_t> blocks;
-  for (std::uint64_t i = 0; i < std::uint64_t{launch.blocks.x} * launch.blocks.y * launch.blocks.z; ++i)
-    blocks.push_back(i);
-  std::shuffle(blocks.begin(), blocks.end(), order);
-  for (const std::uint64_t i : blocks) {
-    b.shared.assign(units, std::max_align_t{});
-    std::fill_n(reinterpret_cast<unsigned char*>(b.shared.data()), units * sizeof(std::max_align_t), 0xFF);
-    const Extent at{static_cast<unsigned>(i % launch.blocks.x),
-                    static_cast<unsigned>(i / launch.blocks.x % launch.blocks.y),
-                    static_cast<unsigned>(i / launch.blocks.x / launch.blocks.y)};
-    for (Thread& t : b.threads) t.at.block = at;
+  std::vector<std::uint64_t> sets;
+  for (std::uint64_t i = 0; i < blocks / at_once; ++i) sets.push_back(i);
+  std::shuffle(sets.begin(), sets.end(), order);
+  running_launch = &launch;
+  for (const std::uint64_t i : sets) {
+    Set set;
+    for (std::uint64_t number = i * at_once; number < (i + 1) * at_once; ++number) {
+      Block& block = set.blocks.emplace_back();
+      block.shared.resize(units);
+      std::fill_n(reinterpret_cast<unsigned char*>(block.shared.data()), units * sizeof(std::max_align_t), 0xFF);
+      const Extent at{static_cast<unsigned>(number % launch.blocks.x),
+                      static_cast<unsigned>(number / launch.blocks.x % launch.blocks.y),
+                      static_cast<unsigned>(number / launch.blocks.x / launch.blocks.y)};
+      unsigned of_block = 0;
+      for (unsigned z = 0; z < launch.threads.z; ++z)
+        for (unsigned y = 0; y < launch.threads.y; ++y)
+          for (unsigned x = 0; x < launch.threads.x; ++x, ++of_block) {
+            Thread& t = set.threads.emplace_back();
+            t.at = {{x, y, z}, at, launch.threads, launch.blocks};
+            t.block = &block;
+            t.lane = of_block % kWarp;
+            if (t.lane == 0) set.warps.emplace_back();
+            t.warp = &set.warps.back();
+            t.warp->lanes.push_back(&t);
+          }
+      block.meeting.expected = of_block;
+    }
+    for (Warp& warp : set.warps) warp.meeting.expected = warp.lanes.size();
+    set.meeting.expected = set.threads.size();
     Watched::launched();
-    run_block(b, thread, pool);
+    run_set(set, thread, pool);
     Watched::finished();
   }
+  running_launch = nullptr;
 }
 
 }  // namespace simt

@@ -1,7 +1,8 @@
-// CUDA's execution model on the host, for tests: kernels compiled as C++ run here thread by thread. Each CUDA thread of a
-// block is a fiber; at a barrier or a warp-wide operation it waits until everybody has arrived. Which thread runs next is drawn
-// from a seed (POPNORM_SIMT_SEED), so that what depends on the order of threads gives other results under other seeds, and from
-// launch to launch. Shared memory begins as NaN.
+// CUDA's execution model on the host, for tests: kernels compiled as C++ run here thread by thread. Each CUDA thread is a fiber; at
+// a barrier or a warp-wide operation it waits until everybody has arrived. Blocks that may wait for one another, those of a
+// cluster or of a cooperative grid, are there at once; others come one after the other. Which thread and which block is next is
+// drawn from a seed (POPNORM_SIMT_SEED), so that what depends on their order gives other results under other seeds, and from launch
+// to launch. Shared memory begins as NaN.
 //
 // This file defines the names that kernels use and nvcc knows by itself. It is included by kernels/cuda/intrinsics.cuh only.
 #ifndef POPNORM_TESTS_SUPPORT_SIMT_SIMT_HPP
@@ -32,10 +33,18 @@ const Coordinates& here();
 
 void* shared_memory();
 void block_barrier();
+void cluster_barrier();
+void grid_barrier();
+
+// Numbers of every lane of the running thread's warp, swapped with those of the lane whose number differs by `mask`.
+inline constexpr int kMostShuffled = 32;
+void shuffle_xor(double* values, int count, int mask);
 
 struct Launch {
   Extent blocks, threads;
   std::size_t shared_bytes = 0;
+  unsigned cluster = 1;      // blocks, side by side in x
+  bool cooperative = false;  // all blocks of the grid may meet
 };
 
 // Runs `thread` once per thread of the grid. Aborts with a message where threads wait for one another for ever.
