@@ -107,6 +107,7 @@ popnorm_status popnorm_plan_query(const popnorm_plan* plan, popnorm_plan_info* i
   info->groups = plan->problem.norm_group.count;
   info->population_slots = plan->problem.population_slot.count;
   info->affine_slots = plan->problem.affine_slot.count;
+  info->policy = plan->policy;
   return POPNORM_SUCCESS;
 }
 

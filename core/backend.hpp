@@ -19,6 +19,7 @@ struct Plan {
   popnorm_stores stores = POPNORM_STORES_AUTO;
   const Backend* backend = nullptr;
   const char* isa = "";
+  char policy[320] = "";  // popnorm_plan_info.policy
   std::size_t workspace_bytes = 0;
   std::size_t double_backward_bytes = 0;
   std::size_t reserve_bytes = 0;
@@ -32,7 +33,7 @@ struct Backend {
   const char* name;
   // Where operands are a device's memory, which nobody else may look at: whether the device reaches `first`. Null: host memory.
   popnorm_status (*check_memory)(const char* operation, const char* name, const void* first);
-  // Fills isa, workspace bytes, slots and state. `isa` null: the best.
+  // Fills isa, policy, workspace bytes, slots and state. `isa` null: the best.
   popnorm_status (*prepare)(Plan&, const char* isa, const popnorm_executor* executor);
   popnorm_status (*forward)(const Plan&, const popnorm_forward_args&, void* stream);
   popnorm_status (*backward)(const Plan&, const popnorm_backward_args&, void* stream);

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "core/error.hpp"
+#include "core/log.hpp"
 #include "cpu/backend.hpp"
 #include "cpu/dispatch.hpp"
 #include "gpu/module.hpp"
@@ -23,7 +24,10 @@ void* open_module() {
 }
 
 void keep_error(const char* message) { fail(POPNORM_UNSUPPORTED, "%s", message); }
-constexpr cuda::Library kLibrary{keep_error};
+void keep_log(const char* line) {
+  if (log_dispatch()) log_choice("%s", line);
+}
+constexpr cuda::Library kLibrary{keep_error, keep_log};
 
 // What became of opening the module: once per process, and it is never closed, because the CUDA runtime in it cannot be.
 struct Opened {

@@ -596,7 +596,8 @@ popnorm_status validate(const Plan& plan, const popnorm_forward_args& a) {
   const bool one_slot = !given && (updates(a.update) || a.source.statistics != POPNORM_BATCH);
   POPNORM_TRY(memory.batch(a.batch, {!given, given || one_slot, true}));
   if (one_slot)
-    POPNORM_TRY(memory.one_each({p.norm_group, a.batch.norm_group}, {p.population_slot, a.batch.population_slot}, kOneSlot));
+    POPNORM_TRY(
+        memory.one_each({p.norm_group, a.batch.norm_group}, {p.population_slot, a.batch.population_slot}, kOneSlot));
   if (a.reserve != nullptr || a.reserve_bytes != 0) POPNORM_TRY(memory.reserve(a.reserve, a.reserve_bytes, true));
   POPNORM_TRY(memory.workspace(a.workspace, a.workspace_bytes));
   return memory.disjoint();
@@ -654,7 +655,8 @@ popnorm_status validate(const Plan& plan, const popnorm_moments_args& a) {
   if (wanted || !updates(a.update)) POPNORM_TRY(memory.moments("moments", a.moments, p.norm_group.count * p.c, true));
   POPNORM_TRY(memory.batch(a.batch, {true, updates(a.update), false}));
   if (updates(a.update))
-    POPNORM_TRY(memory.one_each({p.norm_group, a.batch.norm_group}, {p.population_slot, a.batch.population_slot}, kOneSlot));
+    POPNORM_TRY(
+        memory.one_each({p.norm_group, a.batch.norm_group}, {p.population_slot, a.batch.population_slot}, kOneSlot));
   POPNORM_TRY(memory.workspace(a.workspace, a.workspace_bytes));
   return memory.disjoint();
 }

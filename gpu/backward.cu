@@ -77,7 +77,7 @@ struct Call {
   }
   popnorm_status order_affine() { return order(operation, source.affine, space.affine, space.sort, stream); }
 
-  popnorm_status reduce(const void* x, const void* dy, Classes classes, bool for_dx_alone) const {
+  BackwardReduceArgs<A> reduce_args(const void* x, const void* dy, Classes classes, bool for_dx_alone) const {
     BackwardReduceArgs<A> args;
     args.extents = extents_of(p);
     args.x = operand(p, x, p.x);
@@ -90,6 +90,11 @@ struct Call {
     args.tiles = tiles();
     args.dy_of_tile = space.dy_of_tile;
     args.dy_xhat_of_tile = space.dy_xhat_of_tile;
+    return args;
+  }
+
+  popnorm_status reduce(const void* x, const void* dy, Classes classes, bool for_dx_alone) const {
+    const BackwardReduceArgs<A> args = reduce_args(x, dy, classes, for_dx_alone);
     return with_instance<A>(p, [&](auto type, auto rows, auto weighted) {
       return launch(operation, "backward_reduce", backward_reduce_kernel<decltype(type), rows.value, weighted.value>,
                     args, grid_of(p, most_tiles(p)), stream);
@@ -97,8 +102,8 @@ struct Call {
   }
 
   // Of tiles, or given; into class sums, coefficients of dx, or both.
-  popnorm_status fold(Classes classes, bool of_tiles, double* dy_of_class, double* dy_xhat_of_class,
-                      bool gradient) const {
+  FoldSumsArgs<A> fold_args(Classes classes, bool of_tiles, double* dy_of_class, double* dy_xhat_of_class,
+                            bool gradient) const {
     FoldSumsArgs<A> args;
     args.extents = extents_of(p);
     args.source = source;
@@ -115,6 +120,12 @@ struct Call {
       args.k1 = space.k1;
       args.k2 = space.k2;
     }
+    return args;
+  }
+
+  popnorm_status fold(Classes classes, bool of_tiles, double* dy_of_class, double* dy_xhat_of_class,
+                      bool gradient) const {
+    const FoldSumsArgs<A> args = fold_args(classes, of_tiles, dy_of_class, dy_xhat_of_class, gradient);
     return launch(operation, "fold_sums", fold_sums_kernel<A>, args,
                   fold_grid_of(p, std::max(most_rows(p), p.affine_slot.count)), stream);
   }
@@ -145,6 +156,17 @@ struct Call {
     return with_instance<A>(p, [&](auto type, auto rows, auto weighted) {
       return launch(operation, "backward_apply", backward_apply_kernel<decltype(type), rows.value, weighted.value>,
                     args, grid_of(p, chunks_of(p)), stream);
+    });
+  }
+
+  // Sums and dx by one read.
+  popnorm_status resident(const void* x, const void* dy, void* dx, const Policy& policy) const {
+    const ResidentBackwardArgs<A> args{reduce_args(x, dy, Classes::rows, false),
+                                       fold_args(Classes::rows, true, space.dy_of_class, space.dy_xhat_of_class, false),
+                                       operand(p, dx, p.dx), crew_of(p, policy)};
+    return with_form<A>(p, [&](auto type, auto rows) {
+      return launch(operation, "resident_backward", resident_backward_kernel<decltype(type), rows.value>, args,
+                    team_grid_of(p, Direction::backward, policy), stream);
     });
   }
 
@@ -189,6 +211,16 @@ popnorm_status with_call(const char* operation, const Plan& plan, const Args& a,
 
 }  // namespace
 
+int most_backward_teams(const Problem& p, const Policy& policy) {
+  return with_arithmetic_type(p, [&](auto arithmetic) {
+    return with_form<decltype(arithmetic)>(p, [&](auto type, auto rows) {
+      return co_resident(reinterpret_cast<const void*>(resident_backward_kernel<decltype(type), rows.value>),
+                         team_grid_of(p, Direction::backward, policy)) /
+             policy.team;
+    });
+  });
+}
+
 std::size_t backward_bytes(const Problem& p) {
   Arena arena(nullptr);
   if (p.storage == POPNORM_F64)
@@ -205,6 +237,13 @@ popnorm_status backward(const Plan& plan, const popnorm_backward_args& a, void* 
       call.source.statistics = a.statistics;
       call.source.own = call.space.saved;
       call.source.scale = values(a.scale, call.p.parameters);
+    }
+    const Policy& policy = policy_of(plan, Direction::backward);
+    if (a.dx != nullptr && policy.path != Path::plain) {
+      POPNORM_TRY(call.resident(a.x, a.dy, a.dx, policy));
+      if (a.dscale == nullptr && a.dshift == nullptr) return POPNORM_SUCCESS;
+      return call.deliver(Classes::rows, call.space.dy_of_class, call.space.dy_xhat_of_class, a.dscale, a.dshift,
+                          a.accumulate != 0);
     }
     POPNORM_TRY(call.sums(a.x, a.dy, call.space.dy_of_class, call.space.dy_xhat_of_class, a.dscale, a.dshift,
                           a.accumulate != 0, a.dx != nullptr));

@@ -49,14 +49,17 @@ MomentArrays moment_arrays(const popnorm_moment_arrays& m) { return {m.weight, m
 
 // A member of a labelled group has a label: `affine` alone can make it absent. It is empty where scale and shift play no part, but
 // the problem alone decides how sums are taken: moments have forward's bits.
-popnorm_status launch_moments(const char* operation, const Problem& p, const void* x, const Maps& maps,
-                              const Groups& affine, const popnorm_batch& batch, const MomentArrays& of_tile,
-                              void* stream) {
-  const MomentsArgs args{extents_of(p), operand(p, x, p.x),   maps.norm_group, tiles_of(p, maps.norm_group),
-                         affine,        weights_of(p, batch), of_tile};
+MomentsArgs moments_args(const Problem& p, const void* x, const Maps& maps, const Groups& affine,
+                         const popnorm_batch& batch, const MomentArrays& of_tile) {
+  return {extents_of(p), operand(p, x, p.x),   maps.norm_group, tiles_of(p, maps.norm_group),
+          affine,        weights_of(p, batch), of_tile};
+}
+
+popnorm_status launch_moments(const char* operation, const Problem& p, const MomentsArgs& args, void* stream) {
   return with_arithmetic_type(p, [&](auto arithmetic) {
     return with_instance<decltype(arithmetic)>(
-        p, p.weights != POPNORM_UNWEIGHTED || p.affine_slot.kind == POPNORM_LABELS, [&](auto type, auto rows, auto weighted) {
+        p, p.weights != POPNORM_UNWEIGHTED || p.affine_slot.kind == POPNORM_LABELS,
+        [&](auto type, auto rows, auto weighted) {
           return launch(operation, "moments", moments_kernel<decltype(type), rows.value, weighted.value>, args,
                         grid_of(p, args.tiles.count), stream);
         });
@@ -121,8 +124,8 @@ popnorm_status launch_feed(const char* operation, const Problem& p, const Maps& 
 }
 
 template <class A>
-popnorm_status launch_normalize(const char* operation, const Problem& p, const void* x, void* y, const popnorm_batch& batch,
-                                const RowSource<A>& source, void* stream) {
+popnorm_status launch_normalize(const char* operation, const Problem& p, const void* x, void* y,
+                                const popnorm_batch& batch, const RowSource<A>& source, void* stream) {
   NormalizeArgs<A> args;
   args.extents = extents_of(p);
   args.x = operand(p, x, p.x);
@@ -135,9 +138,30 @@ popnorm_status launch_normalize(const char* operation, const Problem& p, const v
   });
 }
 
+template <class A>
+popnorm_status launch_resident(const char* operation, const Problem& p, const ResidentForwardArgs<A>& args,
+                               const Policy& policy, void* stream) {
+  return with_form<A>(p, [&](auto type, auto rows) {
+    return launch(operation, "resident_forward", resident_forward_kernel<decltype(type), rows.value>, args,
+                  team_grid_of(p, Direction::forward, policy), stream);
+  });
+}
+
 }  // namespace
 
+int most_forward_teams(const Problem& p, const Policy& policy) {
+  return with_arithmetic_type(p, [&](auto arithmetic) {
+    return with_form<decltype(arithmetic)>(p, [&](auto type, auto rows) {
+      return co_resident(reinterpret_cast<const void*>(resident_forward_kernel<decltype(type), rows.value>),
+                         team_grid_of(p, Direction::forward, policy)) /
+             policy.team;
+    });
+  });
+}
+
 bool grid_holds(const Problem& p) { return channel_blocks(p) <= kMostChannelBlocks; }
+
+std::int64_t tile_numbers(const Problem& p) { return tiles_of(p, groups_of(p, p.norm_group, nullptr)).count; }
 
 std::size_t forward_bytes(const Problem& p) {
   Arena arena(nullptr);
@@ -163,8 +187,6 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* st
     fold.out = space.rows;
     keep(p, a, fold);
     if (reduces) {
-      POPNORM_TRY(
-          launch_moments("forward", p, a.x, maps, maps.affine_slot, a.batch, space.of_tile, stream));
       fold.from_tiles = true;
       fold.tiles = tiles_of(p, fold.rows);
       fold.of_tile = space.of_tile;
@@ -173,14 +195,23 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* st
       else if (feeds)
         fold.of_row = space.of_group;
     }
-    POPNORM_TRY(launch_fold("forward", p, fold, stream));
-    if (feeds) POPNORM_TRY(launch_feed("forward", p, maps, a.update, fold.of_row, nullptr, stream));
     RowSource<A> source = row_source<A>(p, maps, nullptr);
     source.statistics = a.source.statistics;
     source.own = fold.out;
     source.scale = values(a.scale, p.parameters);
     source.shift = values(a.shift, p.parameters);
-    return launch_normalize("forward", p, a.x, a.y, a.batch, source, stream);
+    const MomentsArgs moments = moments_args(p, a.x, maps, maps.affine_slot, a.batch, space.of_tile);
+    const Policy& policy = policy_of(plan, Direction::forward);
+    if (reduces && policy.path != Path::plain) {
+      if (a.reserve == nullptr) fold.out = {};
+      const ResidentForwardArgs<A> args{moments, fold, source, operand(p, a.y, p.y), crew_of(p, policy)};
+      POPNORM_TRY(launch_resident("forward", p, args, policy, stream));
+    } else {
+      if (reduces) POPNORM_TRY(launch_moments("forward", p, moments, stream));
+      POPNORM_TRY(launch_fold("forward", p, fold, stream));
+      POPNORM_TRY(launch_normalize("forward", p, a.x, a.y, a.batch, source, stream));
+    }
+    return feeds ? launch_feed("forward", p, maps, a.update, fold.of_row, nullptr, stream) : POPNORM_SUCCESS;
   });
 }
 
@@ -191,7 +222,7 @@ popnorm_status moments(const Plan& plan, const popnorm_moments_args& a, void* st
   Maps maps(p, a.batch);
   POPNORM_TRY(order("moments", maps.norm_group, space.groups, space.sort, stream));
   POPNORM_TRY(check("moments", p, a.batch, maps, updates(a.update), stream));
-  POPNORM_TRY(launch_moments("moments", p, a.x, maps, {}, a.batch, space.of_tile, stream));
+  POPNORM_TRY(launch_moments("moments", p, moments_args(p, a.x, maps, {}, a.batch, space.of_tile), stream));
   FoldArgs<float> fold = fold_args<float>(p, maps, {});
   fold.from_tiles = true;
   fold.tiles = tiles_of(p, fold.rows);

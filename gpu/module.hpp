@@ -17,6 +17,8 @@ inline constexpr std::uint32_t kModuleAbi = 1;
 struct Library {
   // Keeps the message of a failure, as core/error.hpp's fail does.
   void (*set_error)(const char* message);
+  // A line for POPNORM_VERBOSE=dispatch.
+  void (*log_choice)(const char* line);
 };
 
 struct Module {

@@ -58,12 +58,87 @@ popnorm_status check_reachable(const char* operation, const char* name, const vo
               operation, name, attributes.device, device);
 }
 
+popnorm_status ask_device(Device& device) {
+  int id = 0;
+  cudaError_t status = cudaGetDevice(&id);
+  const auto attribute = [&](cudaDeviceAttr which) {
+    int value = 0;
+    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&value, which, id);
+    return value;
+  };
+  device.multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+  device.shared_of_block = static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  device.shared_of_multiprocessor = static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor));
+  device.l2 = static_cast<std::size_t>(attribute(cudaDevAttrL2CacheSize));
+  device.clusters = attribute(cudaDevAttrClusterLaunch) != 0;
+  device.cooperative = attribute(cudaDevAttrCooperativeLaunch) != 0;
+  if (status == cudaSuccess) return POPNORM_SUCCESS;
+  return fail(POPNORM_INTERNAL, "plan: the current device cannot be asked what it has: %s", cudaGetErrorString(status));
+}
+
+namespace {
+
+// A launch as the runtime wants it described.
+struct Configuration {
+  cudaLaunchAttribute attribute[2]{};
+  cudaLaunchConfig_t launch{};
+
+  Configuration(const Grid& grid, void* stream) {
+    launch.gridDim = dim3(grid.blocks_x, grid.blocks_y);
+    launch.blockDim = dim3(grid.threads_x, grid.threads_y);
+    launch.dynamicSmemBytes = grid.shared_bytes;
+    launch.stream = static_cast<cudaStream_t>(stream);
+    launch.attrs = attribute;
+    if (grid.cluster > 1) {
+      attribute[launch.numAttrs].id = cudaLaunchAttributeClusterDimension;
+      attribute[launch.numAttrs].val.clusterDim.x = grid.cluster;
+      attribute[launch.numAttrs].val.clusterDim.y = 1;
+      attribute[launch.numAttrs++].val.clusterDim.z = 1;
+    }
+    if (grid.cooperative) {
+      attribute[launch.numAttrs].id = cudaLaunchAttributeCooperative;
+      attribute[launch.numAttrs++].val.cooperative = 1;
+    }
+  }
+  Configuration(const Configuration&) = delete;
+  Configuration& operator=(const Configuration&) = delete;
+};
+
+// Beyond what every kernel may have.
+cudaError_t allow_shared(const void* kernel, const Grid& grid) {
+  constexpr std::size_t kOfEveryKernel = std::size_t{48} << 10;
+  if (grid.shared_bytes <= kOfEveryKernel) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes));
+}
+
+}  // namespace
+
+int co_resident(const void* kernel, const Grid& grid) {
+  int blocks = 0;
+  cudaError_t status = allow_shared(kernel, grid);
+  if (status == cudaSuccess && grid.cluster > 1) {
+    const Configuration configuration(grid, nullptr);
+    status = cudaOccupancyMaxActiveClusters(&blocks, kernel, &configuration.launch);
+    blocks *= static_cast<int>(grid.cluster);
+  } else if (status == cudaSuccess) {
+    int id = 0, multiprocessors = 0;
+    cudaGetDevice(&id);
+    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, id);
+    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+        &blocks, kernel, static_cast<int>(grid.threads_x * grid.threads_y), grid.shared_bytes);
+    blocks *= multiprocessors;
+  }
+  if (status == cudaSuccess) return blocks;
+  cudaGetLastError();
+  return 0;
+}
+
 popnorm_status launch_kernel(const char* operation, const char* kernel_name, const void* kernel, const Grid& grid,
                              void** arguments, void* stream) {
   const cudaError_t earlier = cudaPeekAtLastError();
-  const cudaError_t status =
-      cudaLaunchKernel(kernel, dim3(grid.blocks_x, grid.blocks_y), dim3(grid.threads_x, grid.threads_y), arguments,
-                       grid.shared_bytes, static_cast<cudaStream_t>(stream));
+  const Configuration configuration(grid, stream);
+  cudaError_t status = allow_shared(kernel, grid);
+  if (status == cudaSuccess) status = cudaLaunchKernelExC(&configuration.launch, kernel, arguments);
   if (status == cudaSuccess) return POPNORM_SUCCESS;
   if (status == earlier)
     return fail(POPNORM_INTERNAL, "%s: the device was already lost to an earlier error: %s", operation,

@@ -6,6 +6,8 @@
 
 #include <cstddef>
 
+#include "gpu/policy.hpp"
+
 namespace popnorm::cuda {
 
 struct Grid {
@@ -23,6 +25,12 @@ popnorm_status device_ready();
 
 // The current device can reach `first`, which is named `name` in messages.
 popnorm_status check_reachable(const char* operation, const char* name, const void* first);
+
+// What the current device has.
+popnorm_status ask_device(Device& device);
+
+// Blocks of a kernel that such launches can have at work at once, whole clusters where there are such; 0: none.
+int co_resident(const void* kernel, const Grid& grid);
 
 #ifdef __CUDACC__
 popnorm_status launch_kernel(const char* operation, const char* kernel_name, const void* kernel, const Grid& grid,

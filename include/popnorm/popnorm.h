@@ -278,10 +278,12 @@ typedef struct popnorm_plan_info {
   int64_t groups;
   int64_t population_slots;
   int64_t affine_slots;
+  const char* policy; /* for people: how the backend goes about it and how often it expects to move a tensor's bytes T; the
+                         plan's own; "" where there is nothing to choose */
 } popnorm_plan_info;
 
 #define POPNORM_PLAN_INFO_INIT \
-  { sizeof(popnorm_plan_info), 0, 0, 0, 0, POPNORM_BACKEND_AUTO, NULL, 0, 0, 0, 0, 0 }
+  { sizeof(popnorm_plan_info), 0, 0, 0, 0, POPNORM_BACKEND_AUTO, NULL, 0, 0, 0, 0, 0, NULL }
 
 POPNORM_API popnorm_status popnorm_plan_query(const popnorm_plan* plan, popnorm_plan_info* info);
 

@@ -72,7 +72,7 @@ __device__ __forceinline__ void apply_chunk(const Operand& dx, const Range& rang
 }
 
 template <class T, bool kRows, bool kWeighted>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     backward_apply_kernel(const __grid_constant__ BackwardApplyArgs<Arithmetic<T>> args) {
   using A = Arithmetic<T>;
   const std::int64_t c = first_channel<T, kRows>(blockIdx.x);

@@ -18,7 +18,7 @@ struct ClassTiles {
   Tiles slots;
   Tiles affine;
 
-  POPNORM_INLINE const Tiles& of_class(Classes classes, bool given) const {
+  POPNORM_INLINE Tiles of_class(Classes classes, bool given) const {
     return classes == Classes::affine ? affine : given ? slots : groups;
   }
 };
@@ -63,33 +63,29 @@ __device__ __forceinline__ void add_chunk_sums(const Range& range, const Rows<A>
   Packs<T, kRows> packs(range);
 #pragma unroll
   for (int i = 0; i < S::kPacks; ++i, packs.next()) {
-    // So many in A, then in double.
-    constexpr int kRun = kRows && S::kPack > 4 ? 4 : S::kPack;
+    // At most four of a channel in A, then in double.
+    constexpr int kRuns = kRows && S::kPack > 4 ? S::kPack / 4 : 1;
+    A sum[kRuns][S::kChannels]{}, products[kRuns][S::kChannels]{};
+    by_samples(packs, x.present >> (i * S::kPack) & S::kWhole, enter, [&](int j) {
+      const int at = i * S::kPack + j, k = kRows ? 0 : j, run = kRuns > 1 ? j / 4 : 0;
+      const A xhat = (widen<A>(x.held[at]) - of[k].hi) * of[k].invstd - of[k].shift;
+      const A g = scaled ? widen<A>(dy.held[at]) * of[k].scale : widen<A>(dy.held[at]);
+      sum[run][k] += g;
+      products[run][k] += g * xhat;
+    });
 #pragma unroll
-    for (int first = 0; first < S::kPack; first += kRun) {
-      A sum[S::kChannels]{}, products[S::kChannels]{};
-#pragma unroll
-      for (int j = first; j < first + kRun; ++j) {
-        const int at = i * S::kPack + j, k = kRows ? 0 : j;
-        if (!x.has(at)) continue;
-        enter(packs.place(j).sample);
-        const A xhat = (widen<A>(x.held[at]) - of[k].hi) * of[k].invstd - of[k].shift;
-        const A g = scaled ? widen<A>(dy.held[at]) * of[k].scale : widen<A>(dy.held[at]);
-        sum[k] += g;
-        products[k] += g * xhat;
-      }
+    for (int run = 0; run < kRuns; ++run)
 #pragma unroll
       for (int k = 0; k < S::kChannels; ++k)
-        sums[k] = Add()(sums[k], {static_cast<double>(sum[k]), static_cast<double>(products[k])});
-    }
+        sums[k] = Add()(sums[k], {static_cast<double>(sum[run][k]), static_cast<double>(products[run][k])});
   }
 }
 
-// The sums of a tile of a class, of which all threads get theirs; `keep` gets every pair of chunks that has been loaded.
+// The sums of a tile of a class, of which all threads get theirs; `keep` gets every pair of chunks.
 template <class A, class T, bool kRows, bool kWeighted, class RowOf, class Keep>
 __device__ __forceinline__ void tile_sums(const BackwardReduceArgs<A>& args, const Rows<A>& rows, const Groups& classed,
                                           const Tile& tile, std::int64_t c, const RowOf& row_of, void* shared,
-                                          TwoSums (&sums)[Shape<T, kRows>::kChannels], const Keep& keep) {
+                                          TwoSums (&sums)[Shape<T, kRows>::kChannels], Keep&& keep) {
   using S = Shape<T, kRows>;
 #pragma unroll
   for (int k = 0; k < S::kChannels; ++k) sums[k] = {0, 0};
@@ -97,8 +93,8 @@ __device__ __forceinline__ void tile_sums(const BackwardReduceArgs<A>& args, con
   for (std::int64_t at = tile.begin; at < tile.end; at += step) {
     const Range range{args.extents, classed, tile.group, at, at + step < tile.end ? at + step : tile.end, c};
     Chunk<T, kRows> x, dy;
-    x.load(args.x, range, false);
-    dy.load(args.dy, range, false);
+    x.load(args.x, range, keep.has_room());
+    dy.load(args.dy, range, keep.has_room());
     keep(x, dy);
     if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, nullptr);
     add_chunk_sums<A>(range, rows, args.scaled, x, dy, row_of, sums);
@@ -107,22 +103,22 @@ __device__ __forceinline__ void tile_sums(const BackwardReduceArgs<A>& args, con
 }
 
 template <class T, bool kRows, bool kWeighted>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     backward_reduce_kernel(const __grid_constant__ BackwardReduceArgs<Arithmetic<T>> args) {
   using A = Arithmetic<T>;
   void* const shared = shared_memory<std::byte>();
   const std::int64_t c = first_channel<T, kRows>(blockIdx.x);
   const Rows<A> rows = args.source.get();
   if (args.for_dx_alone && rows.given) return;
-  const Groups& classed = rows.of_class(args.classes);
-  const Tiles& tiles = args.tiles.of_class(args.classes, rows.given);
+  const Groups classed = rows.of_class(args.classes);
+  const Tiles tiles = args.tiles.of_class(args.classes, rows.given);
   for (std::int64_t number = blockIdx.y; number < tiles.count; number += gridDim.y) {
-    const Tile tile(classed, tiles, args.extents.s.by(), number);
+    const Tile tile = Tile::numbered(classed, tiles, args.extents.s.by(), number);
     if (tile.begin >= tile.end) continue;
     TwoSums sums[Shape<T, kRows>::kChannels];
     tile_sums<A, T, kRows, kWeighted>(
         args, rows, classed, tile, c, [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); },
-        shared, sums, [](const auto&, const auto&) {});
+        shared, sums, KeepNothing());
     if (threadIdx.y != 0) continue;
     for_each_channel<T, kRows>(args.extents, c, [&](int k) {
       args.dy_of_tile[number * args.extents.c + c + k] = sums[k].first;
@@ -179,12 +175,12 @@ __device__ __forceinline__ TwoSums merged_sums(const FoldSumsArgs<A>& args, cons
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads) fold_sums_kernel(const __grid_constant__ FoldSumsArgs<A> args) {
+__global__ void __launch_bounds__(kThreads, 1) fold_sums_kernel(const __grid_constant__ FoldSumsArgs<A> args) {
   void* const shared = shared_memory<std::byte>();
   const Columns columns(args.columns);
   const std::int64_t c = std::int64_t{blockIdx.x} * args.columns + columns.of_x();
   const Rows<A> rows = args.source.get();
-  const Groups& classed = rows.of_class(args.classes);
+  const Groups classed = rows.of_class(args.classes);
   for (std::int64_t of = blockIdx.y; of < classed.count; of += gridDim.y) {
     const std::int64_t i = of * args.extents.c + c;
     TwoSums all{0, 0};
@@ -218,7 +214,7 @@ struct DeliverArgs {
 };
 
 template <class A>
-__global__ void __launch_bounds__(kThreads) deliver_kernel(const __grid_constant__ DeliverArgs<A> args) {
+__global__ void __launch_bounds__(kThreads, 1) deliver_kernel(const __grid_constant__ DeliverArgs<A> args) {
   const std::int64_t c = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const std::int64_t width = args.source.c;
   if (c >= width) return;
@@ -246,7 +242,7 @@ struct SavedArgs {
 };
 
 template <class A>
-__global__ void __launch_bounds__(kThreads) saved_kernel(const __grid_constant__ SavedArgs<A> args) {
+__global__ void __launch_bounds__(kThreads, 1) saved_kernel(const __grid_constant__ SavedArgs<A> args) {
   const std::int64_t c = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (c >= args.c) return;
   const double mean = args.mean.get(c, 0);

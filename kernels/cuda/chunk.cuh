@@ -24,10 +24,10 @@ template <class T, bool kRows>
 struct Shape {
   static constexpr int kPack = 16 / sizeof(T);
   static constexpr int kPacks = kHeld / kPack;
-  static constexpr int kChannels = kRows ? 1 : kPack;          // of a thread
-  static constexpr int kPerChannel = kHeld / kChannels;        // elements
-  static constexpr int kWeights = kRows ? kHeld : kPacks;      // weights are of positions
-  static constexpr unsigned kWhole = (1U << kPack) - 1;        // a pack without absent elements
+  static constexpr int kChannels = kRows ? 1 : kPack;      // of a thread
+  static constexpr int kPerChannel = kHeld / kChannels;    // elements
+  static constexpr int kWeights = kRows ? kHeld : kPacks;  // weights are of positions
+  static constexpr unsigned kWhole = (1U << kPack) - 1;    // a pack without absent elements
 
   // The e-th element of a thread's k-th channel, and what weighs it.
   POPNORM_INLINE static constexpr int element(int e, int k) { return kRows ? e : e * kPack + k; }
@@ -38,9 +38,7 @@ struct Shape {
     return kRows ? (pack * kThreads + y) * kPack + i % kPack : pack * static_cast<int>(blockDim.y) + y;
   }
   // Positions of a chunk.
-  POPNORM_INLINE static constexpr int positions(int threads_y) {
-    return kRows ? kThreads * kHeld : threads_y * kPacks;
-  }
+  POPNORM_INLINE static constexpr int positions(int threads_y) { return kRows ? kThreads * kHeld : threads_y * kPacks; }
 };
 
 // Channels of a thread that exist.
@@ -88,6 +86,13 @@ class Packs {
     const std::int64_t left = kRows ? range_.end - at_ : at_ < range_.end ? range_.extents.c - range_.c : 0;
     return left >= S::kPack ? S::kWhole : left > 0 ? (1U << left) - 1 : 0;
   }
+  // Those of `left` that are of the same sample as its first.
+  __device__ __forceinline__ unsigned of_one_sample(unsigned left) const {
+    if (!kRows) return left;
+    const int first = lowest_bit(left);
+    const std::int64_t end = first + range_.extents.s.by() - place(first).position;
+    return end < S::kPack ? left & ((1U << end) - 1) : left;
+  }
   // The sample, position and channel of the pack's j-th.
   struct Place {
     std::int64_t sample;
@@ -110,11 +115,32 @@ class Packs {
 template <class T, bool kRows>
 struct Chunk {
   using S = Shape<T, kRows>;
+  struct alignas(16) Pack {
+    T element[S::kPack];
+  };
 
   alignas(16) T held[kHeld];
   unsigned present;  // a bit per element
 
   __device__ __forceinline__ bool has(int i) const { return (present >> i & 1U) != 0; }
+
+  // To and from shared memory, of which each thread reads what it wrote: 16 bytes of each thread side by side.
+  __device__ __forceinline__ void put(void* slot) const {
+#pragma unroll
+    for (int i = 0; i < S::kPacks; ++i)
+      *(static_cast<Pack*>(slot) + i * kThreads + Columns::thread()) =
+          *reinterpret_cast<const Pack*>(held + i * S::kPack);
+  }
+  __device__ __forceinline__ void get(const void* slot, const Range& range) {
+    present = 0;
+    Packs<T, kRows> packs(range);
+#pragma unroll
+    for (int i = 0; i < S::kPacks; ++i, packs.next()) {
+      present |= packs.mask() << (i * S::kPack);
+      *reinterpret_cast<Pack*>(held + i * S::kPack) =
+          *(static_cast<const Pack*>(slot) + i * kThreads + Columns::thread());
+    }
+  }
 
   __device__ __forceinline__ void load(const Operand& from, const Range& range, bool last) {
     present = 0;
@@ -158,6 +184,34 @@ struct Chunk {
   }
 };
 
+// Shared memory of a block that keeps chunks: what reductions need, what it knows of the rows of up to 64 channels (16 in double),
+// the chunks.
+inline constexpr std::size_t kRowBytes = 64 * 24;
+inline constexpr std::size_t kChunksAt = kReduceBytes + kRowBytes;
+template <class T>
+inline constexpr std::size_t kChunkBytes = kThreads* kHeld * sizeof(T);
+
+// A chunk is needed again: from memory, like all of them on the plain path.
+struct KeepNothing {
+  __device__ __forceinline__ bool has_room() const { return false; }
+  template <class... Chunks>
+  __device__ __forceinline__ void operator()(const Chunks&...) const {}
+};
+
+// Calls enter(sample) and then element(j) for those of a pack that are of that sample, until all of `mask` have been.
+template <class T, bool kRows, class Enter, class Element>
+__device__ __forceinline__ void by_samples(const Packs<T, kRows>& packs, unsigned mask, const Enter& enter,
+                                           const Element& element) {
+  for (unsigned left = mask; left != 0;) {
+    const unsigned part = packs.of_one_sample(left);
+    enter(packs.place(lowest_bit(part)).sample);
+#pragma unroll
+    for (int j = 0; j < Shape<T, kRows>::kPack; ++j)
+      if ((part >> j & 1U) != 0) element(j);
+    left &= ~part;
+  }
+}
+
 // Writes a chunk: enter(sample) before elements of another sample, value(i, k) for the i-th element, of the thread's k-th channel.
 template <class T, bool kRows, class Enter, class Value>
 __device__ __forceinline__ void write_chunk(const Operand& to, const Range& range, const Enter& enter,
@@ -167,12 +221,10 @@ __device__ __forceinline__ void write_chunk(const Operand& to, const Range& rang
 #pragma unroll
   for (int i = 0; i < S::kPacks; ++i, packs.next()) {
     const unsigned mask = packs.mask();
+    alignas(16) T pack[S::kPack];
+    by_samples(packs, mask, enter, [&](int j) { pack[j] = value(i * S::kPack + j, kRows ? 0 : j); });
     if (to.packs && mask == S::kWhole) {
       const auto at = packs.place(0);
-      enter(at.sample);
-      alignas(16) T pack[S::kPack];
-#pragma unroll
-      for (int j = 0; j < S::kPack; ++j) pack[j] = value(i * S::kPack + j, kRows ? 0 : j);
       store_16(to.at<T>(at.sample, at.channel, at.position), pack);
       continue;
     }
@@ -180,8 +232,7 @@ __device__ __forceinline__ void write_chunk(const Operand& to, const Range& rang
     for (int j = 0; j < S::kPack; ++j) {
       if ((mask >> j & 1U) == 0) continue;
       const auto at = packs.place(j);
-      enter(at.sample);
-      *to.at<T>(at.sample, at.channel, at.position) = value(i * S::kPack + j, kRows ? 0 : j);
+      *to.at<T>(at.sample, at.channel, at.position) = pack[j];
     }
   }
 }

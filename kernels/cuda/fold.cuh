@@ -33,7 +33,7 @@ struct FoldArgs {
   Extents extents;
   int columns = 1;  // channels of a block, in every kernel that folds
   Groups rows;      // groups, or population slots where statistics are given
-  Groups slots;  // of populations
+  Groups slots;     // of populations
   bool from_tiles = false;
   Tiles tiles;
   MomentArrays of_tile;  // [rows * per_group][c]
@@ -104,9 +104,8 @@ __device__ __forceinline__ StatisticsRow<A> put_row(const FoldArgs<A>& args, std
   const std::int64_t i = row * args.extents.c + c;
   MeanVariance given{};
   if (args.mixture.statistics != POPNORM_BATCH) {
-    const std::int64_t slot = args.mixture.statistics == POPNORM_GIVEN
-                                  ? row
-                                  : slot_of(args.rows, args.slots, args.group_slot, row);
+    const std::int64_t slot =
+        args.mixture.statistics == POPNORM_GIVEN ? row : slot_of(args.rows, args.slots, args.group_slot, row);
     given = slot >= 0 ? args.given.at(slot * args.extents.c + c) : MeanVariance{NAN, NAN};
   }
   const Statistics s = row_statistics(args.mixture, moments, given, args.epsilon);

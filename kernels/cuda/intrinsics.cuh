@@ -24,6 +24,15 @@ POPNORM_INLINE std::uint64_t multiply_high(std::uint64_t a, std::uint64_t b) {
 #endif
 }
 
+// Of a number that is not 0.
+POPNORM_INLINE int lowest_bit(unsigned bits) {
+#ifdef __CUDA_ARCH__
+  return __ffs(static_cast<int>(bits)) - 1;
+#else
+  return __builtin_ctz(bits);
+#endif
+}
+
 #ifdef __CUDACC__
 
 // The block's dynamic shared memory.

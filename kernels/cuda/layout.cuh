@@ -27,7 +27,8 @@ class Divisor {
     if (by <= 1) return;
     const int l = std::bit_width(static_cast<std::uint64_t>(by) - 1);
     const unsigned __int128 power = static_cast<unsigned __int128>(1) << (63 + l);
-    multiplier_ = static_cast<std::uint64_t>((power + static_cast<std::uint64_t>(by) - 1) / static_cast<std::uint64_t>(by));
+    multiplier_ =
+        static_cast<std::uint64_t>((power + static_cast<std::uint64_t>(by) - 1) / static_cast<std::uint64_t>(by));
     shift_ = l - 1;
   }
   POPNORM_INLINE std::int64_t by() const { return by_; }
@@ -167,11 +168,15 @@ struct Tile {
   std::int64_t begin;
   std::int64_t end;
 
-  POPNORM_INLINE Tile(const Groups& groups, const Tiles& tiles, std::int64_t s, std::int64_t number)
-      : group(tiles.group(groups, s, number)),
-        begin((number - tiles.first(groups, s, group)) * tiles.length.by()) {
+  // By its place in its group, or by its number.
+  POPNORM_INLINE Tile(const Groups& groups, const Tiles& tiles, std::int64_t s, std::int64_t of, std::int64_t place)
+      : group(of), begin(place * tiles.length.by()) {
     const std::int64_t positions = groups.size(group) * s;
     end = begin + tiles.length.by() < positions ? begin + tiles.length.by() : positions;
+  }
+  POPNORM_INLINE static Tile numbered(const Groups& groups, const Tiles& tiles, std::int64_t s, std::int64_t number) {
+    const std::int64_t group = tiles.group(groups, s, number);
+    return {groups, tiles, s, group, number - tiles.first(groups, s, group)};
   }
 };
 

@@ -129,8 +129,9 @@ struct Earlier {
 
 // As chunk_moments, of elements that have weights or are absent, in double throughout.
 template <class A, class T, bool kRows>
-__device__ __forceinline__ void weighted_chunk_moments(Chunk<T, kRows>& held, const Presence& presence, const Range& range,
-                                                       void* shared, Moments (&moments)[Shape<T, kRows>::kChannels]) {
+__device__ __forceinline__ void weighted_chunk_moments(Chunk<T, kRows>& held, const Presence& presence,
+                                                       const Range& range, void* shared,
+                                                       Moments (&moments)[Shape<T, kRows>::kChannels]) {
   using S = Shape<T, kRows>;
   const Columns columns(static_cast<int>(blockDim.x));
   float weight[S::kWeights];
@@ -173,11 +174,10 @@ __device__ __forceinline__ void weighted_chunk_moments(Chunk<T, kRows>& held, co
   }
 }
 
-// The moments of a tile, loaded chunk by chunk; `keep` gets every chunk that has been loaded. Threads whose threadIdx.y is 0 get
-// them.
+// The moments of a tile, loaded chunk by chunk, each of which `keep` gets. Threads whose threadIdx.y is 0 get them.
 template <class A, class T, bool kRows, bool kWeighted, class Keep>
 __device__ __forceinline__ void tile_moments(const MomentsArgs& args, const Tile& tile, std::int64_t c, void* shared,
-                                             Moments (&moments)[Shape<T, kRows>::kChannels], const Keep& keep) {
+                                             Moments (&moments)[Shape<T, kRows>::kChannels], Keep&& keep) {
   using S = Shape<T, kRows>;
 #pragma unroll
   for (int k = 0; k < S::kChannels; ++k) moments[k] = {};
@@ -186,7 +186,7 @@ __device__ __forceinline__ void tile_moments(const MomentsArgs& args, const Tile
     const Range range{args.extents, args.groups, tile.group, at, at + step < tile.end ? at + step : tile.end, c};
     Chunk<T, kRows> held;
     Moments of_chunk[S::kChannels];
-    held.load(args.x, range, false);
+    held.load(args.x, range, keep.has_room());
     keep(held);
     if constexpr (kWeighted)
       weighted_chunk_moments<A>(held, {args.weights, args.groups, args.affine}, range, shared, of_chunk);
@@ -199,14 +199,14 @@ __device__ __forceinline__ void tile_moments(const MomentsArgs& args, const Tile
 }
 
 template <class T, bool kRows, bool kWeighted>
-__global__ void __launch_bounds__(kThreads) moments_kernel(const __grid_constant__ MomentsArgs args) {
+__global__ void __launch_bounds__(kThreads, 1) moments_kernel(const __grid_constant__ MomentsArgs args) {
   using A = Arithmetic<T>;
   void* const shared = shared_memory<std::byte>();
   const std::int64_t c = first_channel<T, kRows>(blockIdx.x);
   for (std::int64_t number = blockIdx.y; number < args.tiles.count; number += gridDim.y) {
-    const Tile tile(args.groups, args.tiles, args.extents.s.by(), number);
+    const Tile tile = Tile::numbered(args.groups, args.tiles, args.extents.s.by(), number);
     Moments moments[Shape<T, kRows>::kChannels];
-    tile_moments<A, T, kRows, kWeighted>(args, tile, c, shared, moments, [](const Chunk<T, kRows>&) {});
+    tile_moments<A, T, kRows, kWeighted>(args, tile, c, shared, moments, KeepNothing());
     if (threadIdx.y == 0)
       for_each_channel<T, kRows>(args.extents, c,
                                  [&](int k) { args.of_tile.put(number * args.extents.c + c + k, moments[k]); });

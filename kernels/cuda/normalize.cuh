@@ -60,9 +60,8 @@ __global__ void __launch_bounds__(kThreads)
     Chunk<T, kRows> x;
     x.load(args.x, range, true);
     if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, nullptr);
-    normalize_chunk<A, T, kRows>(args.y, range, rows, x, [&](std::int64_t row, int k) {
-      return rows.row(row * args.extents.c + c + k);
-    });
+    normalize_chunk<A, T, kRows>(args.y, range, rows, x,
+                                 [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); });
   }
 }
 

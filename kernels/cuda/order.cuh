@@ -22,7 +22,9 @@ struct OrderArgs {
   std::int32_t* place = nullptr;     // [kDigits][gridDim.x]: how many, then where the first goes
   int blocks = 0;
 
-  POPNORM_INLINE std::int32_t sample(std::int64_t i) const { return in != nullptr ? in[i] : static_cast<std::int32_t>(i); }
+  POPNORM_INLINE std::int32_t sample(std::int64_t i) const {
+    return in != nullptr ? in[i] : static_cast<std::int32_t>(i);
+  }
   POPNORM_INLINE int digit(std::int64_t sample) const {
     const std::int64_t id = by.of(sample);
     return static_cast<int>((id >= 0 ? id : by.count) >> shift & (kDigits - 1));
@@ -137,9 +139,10 @@ __global__ void __launch_bounds__(kThreads) check_kernel(const __grid_constant__
     for (const Groups& map : args.map)
       if (map.ids != nullptr && map.of(sample) < 0) found |= POPNORM_DEVICE_LABEL;
     const std::int64_t group = args.groups.n > 0 ? args.groups.of(sample) : -1;
-    if (group >= 0 && args.slots.of(sample) != args.slots.of(args.groups.member(group, 0))) found |= POPNORM_DEVICE_SLOT;
+    if (group >= 0 && args.slots.of(sample) != args.slots.of(args.groups.member(group, 0)))
+      found |= POPNORM_DEVICE_SLOT;
   }
-  const std::int64_t weights = args.weights.kind == POPNORM_UNWEIGHTED ? 0
+  const std::int64_t weights = args.weights.kind == POPNORM_UNWEIGHTED             ? 0
                                : args.weights.kind == POPNORM_WEIGHTS_PER_POSITION ? n * args.weights.s
                                                                                    : n;
   for (std::int64_t i = first; i < weights; i += stride)

@@ -40,7 +40,7 @@ struct Rows {
   Values scale;
   Values shift;
 
-  POPNORM_INLINE const Groups& of_class(Classes classes) const { return classes == Classes::affine ? affine : map; }
+  POPNORM_INLINE Groups of_class(Classes classes) const { return classes == Classes::affine ? affine : map; }
   POPNORM_INLINE StatisticsRow<A> row(std::int64_t i) const { return {of.hi[i], of.lo[i], of.invstd[i]}; }
 };
 

@@ -1,0 +1,157 @@
+#include <algorithm>
+#include <bit>
+#include <cstdio>
+#include <cstring>
+
+#include "gpu/policy.hpp"
+#include "gpu/shape.hpp"
+
+namespace popnorm::cuda {
+namespace {
+
+constexpr int kLargestCluster = 8;  // that every device with clusters has
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// What a team takes at a time.
+struct Items {
+  std::int64_t count;
+  std::int64_t chunks;  // of each tensor, in the largest
+  std::int64_t tiles;
+};
+
+Items items_of(const Problem& p) {
+  const Tiles tiles = tiles_of(p, groups_of(p, p.norm_group, nullptr));
+  const std::int64_t groups = std::max<std::int64_t>(p.norm_group.count, 1);
+  const std::int64_t of_group = tiles.per_group.by();
+  const std::int64_t positions = std::min(of_group * tiles.length.by(), p.n * p.s);
+  return {groups * channel_blocks(p), ceil_div(positions, chunk_positions(p)), of_group};
+}
+
+// How many of `bytes` that have been read are in the L2 cache when they are read again, the last ones first: half of it is
+// taken by what is written meanwhile.
+double in_l2(const Device& device, double bytes) { return std::min(bytes, static_cast<double>(device.l2) / 2); }
+
+struct Tensors {
+  double bytes;
+  int read;
+};
+
+Policy plain(const Device& device, const Tensors& tensors, Direction direction) {
+  Policy policy;
+  policy.launches = direction == Direction::forward ? 3 : 4;
+  const double all = tensors.bytes * tensors.read;
+  // Read in the same order again: nothing of it is left unless all is.
+  policy.read = all + (in_l2(device, all) == all ? 0 : all);
+  policy.written = tensors.bytes;
+  return policy;
+}
+
+Policy resident(const Problem& p, Direction direction, const Device& device, const Tensors& tensors, Path path) {
+  const Items items = items_of(p);
+  const auto chunk = static_cast<std::size_t>(chunk_positions(p) * block_of(p).channels * size_of(p.storage)) *
+                     static_cast<std::size_t>(tensors.read);
+  Policy policy;
+  policy.path = path;
+  policy.launches = direction == Direction::forward ? 1 : 2;
+  // Two blocks to a multiprocessor: one writes while the other reads.
+  constexpr std::size_t kOfBlock = 1024;
+  const std::size_t half = std::min(device.shared_of_block, device.shared_of_multiprocessor / 2 - kOfBlock);
+  const std::size_t fixed = shared_bytes(p, direction, 0);
+  policy.blocks = half >= fixed + chunk ? 2 : 1;
+  const std::size_t room = policy.blocks == 2 ? half : device.shared_of_block;
+  policy.held = room > fixed ? static_cast<int>((room - fixed) / chunk) : 0;
+  const int blocks = device.multiprocessors * policy.blocks;
+  const std::int64_t wanted = ceil_div(items.chunks, std::max(policy.held, 1));
+  // Few items: more blocks to each, so that none is idle.
+  const std::int64_t idle = std::max<std::int64_t>(blocks / items.count, 1);
+  const std::int64_t most = path == Path::block     ? 1
+                            : path == Path::cluster ? std::min<std::int64_t>(kLargestCluster, blocks)
+                                                    : blocks;
+  std::int64_t team = std::min({std::max(wanted, idle), most, std::max<std::int64_t>(items.tiles, 1)});
+  if (path == Path::cluster) team = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(team)));
+  policy.team = static_cast<int>(team);
+  policy.teams = static_cast<int>(std::min<std::int64_t>(std::max<std::int64_t>(blocks / team, 1), items.count));
+  policy.held = static_cast<int>(
+      std::min<std::int64_t>(policy.held, ceil_div(items.chunks, team) + ceil_div(items.chunks, items.tiles)));
+  const double all = tensors.bytes * tensors.read;
+  const double kept = std::min(1.0, static_cast<double>(policy.held) * static_cast<double>(team) /
+                                        static_cast<double>(std::max<std::int64_t>(items.chunks, 1)));
+  const double again = all * (1 - kept);
+  // At a time, of what teams are at work on.
+  const double turn = again / static_cast<double>(items.count) * policy.teams;
+  policy.read = all + (turn > 0 ? again * (1 - in_l2(device, turn) / turn) : 0);
+  policy.written = tensors.bytes;
+  return policy;
+}
+
+// In bytes that could be moved meanwhile: launches and waits cost about 2.5 and 1 microseconds, and idle blocks bandwidth.
+double cost(const Problem& p, const Device& device, const Policy& policy) {
+  constexpr double kBytesPerMicrosecond = 3e6;
+  const double launches = 2.5 * kBytesPerMicrosecond * policy.launches;
+  if (policy.path == Path::plain) return policy.read + policy.written + launches;
+  const Items items = items_of(p);
+  const double turns = static_cast<double>(ceil_div(items.count, policy.teams));
+  const double busy = static_cast<double>(items.count) * policy.team /
+                      (turns * std::max(device.multiprocessors * policy.blocks, policy.teams * policy.team));
+  const double wait = policy.path == Path::block ? 0 : turns * kBytesPerMicrosecond;
+  return (policy.read + policy.written) / busy + launches + wait;
+}
+
+constexpr const char* kNames[] = {"plain", "block", "cluster", "grid"};
+
+}  // namespace
+
+bool is_policy(const char* name) {
+  return name == nullptr || std::strcmp(name, "auto") == 0 ||
+         std::ranges::any_of(kNames, [&](const char* known) { return std::strcmp(name, known) == 0; });
+}
+
+std::size_t shared_bytes(const Problem& p, Direction direction, int held) {
+  const std::int64_t chunk = chunk_positions(p) * block_of(p).channels * size_of(p.storage);
+  return kChunksAt +
+         static_cast<std::size_t>(chunk) * static_cast<std::size_t>(held) * (direction == Direction::forward ? 1 : 2);
+}
+
+Policy choose(const Problem& p, Direction direction, const Device& device, const char* wanted, const char** why) {
+  const Tensors tensors{static_cast<double>(p.elements() * size_of(p.storage)),
+                        direction == Direction::forward ? 1 : 2};
+  const Policy fallback = plain(device, tensors, direction);
+  const auto refuse = [&](const char* reason) {
+    if (why != nullptr) *why = reason;
+    return fallback;
+  };
+  const auto is = [&](Path path) {
+    return wanted != nullptr && std::strcmp(wanted, kNames[static_cast<int>(path)]) == 0;
+  };
+  if (wanted == nullptr || is(Path::plain)) return fallback;
+  if (p.elements() == 0) return refuse("there are no elements");
+  if (is_weighted(p)) return refuse("elements have weights, or labels may make them absent");
+  if (direction == Direction::backward && p.affine_slot.count > 1) return refuse("there are several affine slots");
+  if (is(Path::cluster) && !device.clusters) return refuse("the device has no clusters");
+  if (is(Path::grid) && !device.cooperative) return refuse("the device has no cooperative launch");
+  if (std::strcmp(wanted, "auto") != 0) {
+    for (const Path path : {Path::block, Path::cluster, Path::grid})
+      if (is(path)) return resident(p, direction, device, tensors, path);
+  }
+  Policy best = fallback;
+  for (const Path path : {Path::block, Path::cluster, Path::grid}) {
+    if ((path == Path::cluster && !device.clusters) || (path == Path::grid && !device.cooperative)) continue;
+    const Policy candidate = resident(p, direction, device, tensors, path);
+    if (cost(p, device, candidate) < cost(p, device, best)) best = candidate;
+  }
+  return best;
+}
+
+void describe(const Problem& p, const Policy& policy, char* text, std::size_t size) {
+  const double tensor = std::max(static_cast<double>(p.elements() * size_of(p.storage)), 1.0);
+  char team[80] = "";
+  if (policy.path != Path::plain)
+    std::snprintf(team, sizeof(team), ": %d %s x %d teams hold %d chunks each", policy.team,
+                  policy.team == 1 ? "block" : "blocks", policy.teams, policy.held);
+  std::snprintf(text, size, "%s%s, %d %s, reads %.2f T, writes %.2f T", kNames[static_cast<int>(policy.path)], team,
+                policy.launches, policy.launches == 1 ? "launch" : "launches", policy.read / tensor,
+                policy.written / tensor);
+}
+
+}  // namespace popnorm::cuda

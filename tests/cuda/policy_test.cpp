@@ -1,0 +1,215 @@
+// The ways of one read: that each has the plain path's bits, and what the policy says that each costs.
+#include "gpu/policy.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <popnorm/popnorm.hpp>
+#include <string>
+#include <tuple>
+
+#include "core/validate.hpp"
+#include "maps/case.hpp"
+#include "support/layer.hpp"
+
+namespace popnorm_test {
+namespace {
+
+using popnorm::cuda::Device;
+using popnorm::cuda::Direction;
+using popnorm::cuda::Path;
+using popnorm::cuda::Policy;
+
+// ------------------------------------------------------------------------------------------------- the same bits
+
+class Wanted {
+ public:
+  explicit Wanted(const char* policy) { ::setenv("POPNORM_CUDA_POLICY", policy, 1); }
+  ~Wanted() { ::unsetenv("POPNORM_CUDA_POLICY"); }
+};
+
+// Tensors that teams hold whole, in part and not at all (the emulator's device is small), tails everywhere, one channel and many.
+struct Shape {
+  std::int64_t n, c, s;
+};
+constexpr Shape kShapes[] = {{3, 5, 7},     {2, 1, 40000}, {40, 3, 130}, {300, 70, 16},
+                             {5000, 33, 1}, {9, 4, 4096},  {1, 2, 1}};
+
+class CudaPolicies : public ::testing::TestWithParam<std::tuple<popnorm_layout, popnorm_type>> {};
+
+TEST_P(CudaPolicies, HaveThePlainPathsBits) {
+  for (const Shape& shape : kShapes)
+    for (const popnorm_map group : {popnorm_map{POPNORM_WHOLE, 0}, popnorm_map{POPNORM_STRIDED, 3},
+                                    popnorm_map{POPNORM_CONTIGUOUS, 2}, popnorm_map{POPNORM_PER_SAMPLE, 0}}) {
+      if (group.kind != POPNORM_WHOLE && shape.n > 50) continue;
+      Configuration k;
+      std::tie(k.layout, k.storage) = GetParam();
+      k.parameters = k.statistics = k.storage;
+      k.n = shape.n;
+      k.c = shape.c;
+      k.s = shape.s;
+      MapSet maps;
+      maps.group = group;
+      Random random("CudaPolicies");
+      MapCase c(k, maps, false, random);
+      MapForward f;
+      MapBackward b;
+      {
+        const Wanted wanted("plain");
+        f = c.forward({});
+        b = c.backward({});
+      }
+      for (const char* policy : {"block", "cluster", "grid", "auto"}) {
+        SCOPED_TRACE(testing::Message() << policy << ": " << testing::PrintToString(k) << ", " << maps);
+        const Wanted wanted(policy);
+        if (std::string(policy) != "auto") {
+          const std::string text = popnorm::plan(c.problem()).info().policy;
+          EXPECT_NE(text.find(std::string("forward ") + policy), std::string::npos) << text;
+          EXPECT_NE(text.find(std::string("backward ") + policy), std::string::npos) << text;
+        }
+        const MapForward g = c.forward({});
+        const MapBackward d = c.backward({});
+        EXPECT_TRUE(same_bits(f.y, g.y) && same_bits(f.saved_mean, g.saved_mean) &&
+                    same_bits(f.saved_invstd, g.saved_invstd));
+        EXPECT_TRUE(same_bits(f.weight, g.weight) && same_bits(f.mean, g.mean) && same_bits(f.m2, g.m2));
+        EXPECT_TRUE(same_bits(b.dx, d.dx) && same_bits(b.dscale, d.dscale) && same_bits(b.dshift, d.dshift));
+        if (HasFailure()) return;
+      }
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, CudaPolicies,
+                         ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
+                                            ::testing::Values(POPNORM_F32, POPNORM_F64)));
+
+// Blends, renormalization, given statistics, strides, in any combination.
+TEST(CudaPolicy, HasThePlainPathsBitsWithEverySourceOfStatistics) {
+  for (int i = 0; i < 24 * effort(); ++i) {
+    Random random("CudaPolicy " + std::to_string(i));
+    const Configuration k = random_configuration(random);
+    MapSet maps;
+    maps.group = {POPNORM_CONTIGUOUS, 1 + random.below(k.n + 1)};
+    maps.slot = maps.group;
+    maps.statistics = random.pick({POPNORM_BATCH, POPNORM_GIVEN, POPNORM_BLEND, POPNORM_RENORM});
+    if (random.coin()) maps.affine = maps.group;
+    MapCase c(k, maps, false, random);
+    SCOPED_TRACE(testing::Message() << "case " << i << ": " << testing::PrintToString(k) << ", " << maps);
+    const MapForward f = c.forward({});
+    const MapBackward b = c.backward({});
+    for (const char* policy : {"cluster", "grid"}) {
+      SCOPED_TRACE(policy);
+      const Wanted wanted(policy);
+      const MapForward g = c.forward({});
+      const MapBackward d = c.backward({});
+      EXPECT_TRUE(same_bits(f.y, g.y) && same_bits(f.saved_mean, g.saved_mean) && same_bits(f.m2, g.m2));
+      EXPECT_TRUE(same_bits(b.dx, d.dx) && same_bits(b.dscale, d.dscale) && same_bits(b.dshift, d.dshift));
+    }
+    if (HasFailure()) return;
+  }
+}
+
+TEST(CudaPolicy, OfAnUnknownNameIsRefused) {
+  const Wanted wanted("fastest");
+  popnorm_problem problem = popnorm::problem_nchw(2, 3, 4);
+  popnorm_plan* plan = nullptr;
+  EXPECT_EQ(popnorm_plan_create(&problem, nullptr, &plan), POPNORM_INVALID);
+  EXPECT_NE(std::string(popnorm_last_error()).find("POPNORM_CUDA_POLICY is \"fastest\""), std::string::npos)
+      << popnorm_last_error();
+}
+
+TEST(CudaPolicy, SaysWhyItIsPlain) {
+  const Wanted wanted("grid");
+  popnorm_problem problem = popnorm::problem_nchw(2, 3, 4);
+  problem.weights = POPNORM_LENGTHS;
+  EXPECT_NE(std::string(popnorm::plan(problem).info().policy).find("plain, 3 launches"), std::string::npos);
+  EXPECT_NE(std::string(popnorm::plan(problem).info().policy).find("because elements have weights"), std::string::npos);
+}
+
+// ------------------------------------------------------------------------------------------------- what it costs
+
+// Public figures of data-centre parts; sm_80 has no clusters.
+constexpr Device kH100{132, 227 << 10, 228 << 10, 50 << 20, true, true};
+constexpr Device kA100{108, 163 << 10, 164 << 10, 40 << 20, false, true};
+
+popnorm::Problem problem(popnorm_layout layout, std::int64_t n, std::int64_t c, std::int64_t s) {
+  popnorm_problem p = POPNORM_PROBLEM_INIT;
+  p.n = n;
+  p.c = c;
+  p.s = s;
+  p.layout = layout;
+  popnorm::Problem canonical;
+  EXPECT_EQ(popnorm::validate_problem(&p, canonical), POPNORM_SUCCESS);
+  return canonical;
+}
+
+double bytes(const popnorm::Problem& p) { return static_cast<double>(p.elements() * 4); }
+
+TEST(CudaBytes, OfThePlainPathAreReadTwiceBeyondTheCache) {
+  const popnorm::Problem large = problem(POPNORM_NCHW, 256, 256, 3136);
+  const Policy forward = choose(large, Direction::forward, kH100, nullptr, nullptr);
+  EXPECT_EQ(forward.path, Path::plain);
+  EXPECT_EQ(forward.read + forward.written, 3 * bytes(large));
+  const Policy backward = choose(large, Direction::backward, kH100, nullptr, nullptr);
+  EXPECT_EQ(backward.read + backward.written, 5 * bytes(large));
+  const popnorm::Problem small = problem(POPNORM_NCHW, 16, 64, 784);
+  EXPECT_EQ(choose(small, Direction::forward, kH100, nullptr, nullptr).read, bytes(small));
+}
+
+// Forward 2T and backward 3T within residency, and never more than what is not resident on top.
+TEST(CudaBytes, OfOneReadAreTheFloorWithinResidencyAndDegradeWithIt) {
+  for (const Device& device : {kH100, kA100})
+    for (const popnorm_layout layout : {POPNORM_NCHW, POPNORM_NHWC})
+      for (const Direction direction : {Direction::forward, Direction::backward}) {
+        const int tensors = direction == Direction::forward ? 1 : 2;
+        for (std::int64_t n = 8; n <= 4096; n *= 2) {
+          const popnorm::Problem p = problem(layout, n, 256, 3136);
+          SCOPED_TRACE(testing::Message() << "N = " << n << ", layout " << layout << ", tensors " << tensors);
+          const Policy policy = choose(p, direction, device, "grid", nullptr);
+          ASSERT_EQ(policy.path, Path::grid);
+          const double on_chip = static_cast<double>(policy.held) * policy.team * policy.teams * tensors * 16384;
+          const double item = bytes(p) * tensors / 256 * (layout == POPNORM_NHWC ? 32 : 1);
+          EXPECT_LE(policy.team * policy.teams, device.multiprocessors * policy.blocks);
+          EXPECT_EQ(policy.written, bytes(p));
+          EXPECT_GE(policy.read, tensors * bytes(p));
+          EXPECT_LE(policy.read, 2 * tensors * bytes(p));
+          // What the teams at work cannot keep of their items is read again, as far as it is not in the cache.
+          const double kept = std::min(1.0, on_chip / (item * policy.teams));
+          EXPECT_LE(policy.read, (2 - kept) * tensors * bytes(p) * (1 + 1e-12));
+          if (kept == 1) {
+            EXPECT_EQ(policy.read, tensors * bytes(p));
+          }
+        }
+      }
+}
+
+TEST(CudaBytes, AndLaunchesDecideWhatAutoTakes) {
+  // 98 MB: the plain path reads twice, one read is cheaper.
+  const popnorm::Problem layer = problem(POPNORM_NHWC, 50, 512, 784);
+  EXPECT_NE(choose(layer, Direction::forward, kH100, "auto", nullptr).path, Path::plain);
+  EXPECT_NE(choose(layer, Direction::backward, kA100, "auto", nullptr).path, Path::plain);
+  EXPECT_NE(choose(layer, Direction::forward, kA100, "auto", nullptr).path, Path::cluster);
+  // Instance normalization of small images: a block each.
+  popnorm::Problem instance = problem(POPNORM_NCHW, 64, 64, 4096);
+  instance.norm_group = {POPNORM_PER_SAMPLE, 0, 64};
+  const Policy policy = choose(instance, Direction::forward, kH100, "auto", nullptr);
+  EXPECT_EQ(policy.path, Path::block);
+  EXPECT_EQ(policy.read + policy.written, 2 * bytes(instance));
+}
+
+TEST(CudaBytes, ArePrinted) {
+  const popnorm::Problem p = problem(POPNORM_NHWC, 50, 512, 784);
+  char text[160];
+  describe(p, choose(p, Direction::forward, kH100, "grid", nullptr), text, sizeof(text));
+  EXPECT_EQ(std::string(text), "grid: 52 blocks x 5 teams hold 6 chunks each, 1 launch, reads 1.00 T, writes 1.00 T");
+}
+
+TEST(CudaPolicy, ThatADeviceDoesNotHaveIsPlainAndSaysWhy) {
+  const popnorm::Problem p = problem(POPNORM_NCHW, 8, 8, 64);
+  const char* why = nullptr;
+  EXPECT_EQ(choose(p, Direction::forward, kA100, "cluster", &why).path, Path::plain);
+  EXPECT_STREQ(why, "the device has no clusters");
+}
+
+}  // namespace
+}  // namespace popnorm_test
