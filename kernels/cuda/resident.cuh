@@ -104,7 +104,7 @@ struct ResidentForwardArgs {
 };
 
 template <class T, bool kRows>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 2)
     resident_forward_kernel(const __grid_constant__ ResidentForwardArgs<Arithmetic<T>> args) {
   using A = Arithmetic<T>;
   std::byte* const shared = shared_memory<std::byte>();

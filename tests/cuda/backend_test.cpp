@@ -299,6 +299,30 @@ TEST(CudaLabels, OfManyGroupsAreOrderedStably) {
   }
 }
 
+// The same samples in the same order, sorted by several rounds, are the same bits.
+TEST(CudaLabels, OfOneGroupKeepItsOrder) {
+  std::vector<float> x(700 * 3);
+  Random random("OfOneGroup");
+  for (float& value : x) value = static_cast<float>(random.normal());
+  const auto moments = [&](const popnorm_map& map, const std::int32_t* ids) {
+    popnorm_problem problem = popnorm::problem_nchw(700, 3, 1);
+    problem.norm_group = map;
+    const popnorm::plan plan(problem);
+    popnorm::buffer workspace = plan.make_workspace();
+    std::vector<double> m(9);
+    popnorm_moments_args args = POPNORM_MOMENTS_ARGS_INIT;
+    args.x = x.data();
+    args.batch.norm_group = ids;
+    args.moments = {m.data(), m.data() + 3, m.data() + 6};
+    args.workspace = workspace.data();
+    args.workspace_bytes = workspace.size();
+    plan.moments(args);
+    return m;
+  };
+  const std::vector<std::int32_t> ids(700, 0);
+  EXPECT_EQ(moments({POPNORM_LABELS, 1}, ids.data()), moments({POPNORM_WHOLE, 0}, nullptr));
+}
+
 // The sums may be left out where statistics are given. Only the device knows whether they are: if not, dx is NaN, not wrong.
 TEST(CudaBackend, BackwardApplyWithoutSumsIsNotSilentlyWrong) {
   Configuration k;

@@ -108,7 +108,8 @@ class Watched {
 
 struct Thread;
 
-// Where threads wait until all of those that have not ended are there.
+// Where threads wait until all of those that have not ended are there. Its memory is taken before they begin: ThreadSanitizer
+// would see threads take it.
 struct Meeting {
   std::size_t expected = 0;
   std::vector<Thread*> arrived;
@@ -122,6 +123,7 @@ struct Warp {
 };
 
 struct Block {
+  Extent at;
   Meeting meeting;
   std::vector<std::max_align_t> shared;
 };
@@ -189,7 +191,7 @@ struct PooledStack {
 void open_if_complete(Meeting& m) {
   if (m.arrived.empty() || m.arrived.size() < m.expected) return;
   ++m.round;
-  running_set->ready.insert(running_set->ready.end(), m.arrived.begin(), m.arrived.end());
+  for (Thread* t : m.arrived) running_set->ready.push_back(t);
   m.arrived.clear();
 }
 
@@ -263,9 +265,10 @@ void shuffle_xor(double* values, int count, int mask) {
   if (count > kMostShuffled) die("too many numbers are shuffled at once");
   if (m.expected < t.warp->lanes.size()) die("a lane has ended that a shuffle waits for");
   const unsigned round = m.round % 2;
-  std::copy_n(values, count, t.shuffled[round]);
+  for (int i = 0; i < count; ++i) t.shuffled[round][i] = values[i];
   meet(m);
-  std::copy_n(t.warp->lanes[t.lane ^ static_cast<unsigned>(mask)]->shuffled[round], count, values);
+  const double* theirs = t.warp->lanes[t.lane ^ static_cast<unsigned>(mask)]->shuffled[round];
+  for (int i = 0; i < count; ++i) values[i] = theirs[i];
 }
 
 void run(const Launch& launch, const std::function<void()>& thread) {
@@ -273,6 +276,27 @@ void run(const Launch& launch, const std::function<void()>& thread) {
   const std::uint64_t at_once = launch.cooperative ? blocks : launch.cluster;
   if (launch.cooperative && launch.cluster > 1) die("a cooperative grid of clusters");
   if (launch.blocks.x % launch.cluster != 0) die("a grid that is no multiple of its clusters");
+  // Of blocks at once, which every set of them takes over.
+  Set set;
+  for (std::uint64_t i = 0; i < at_once; ++i) {
+    Block& block = set.blocks.emplace_back();
+    unsigned of_block = 0;
+    for (unsigned z = 0; z < launch.threads.z; ++z)
+      for (unsigned y = 0; y < launch.threads.y; ++y)
+        for (unsigned x = 0; x < launch.threads.x; ++x, ++of_block) {
+          Thread& t = set.threads.emplace_back();
+          t.at = {{x, y, z}, {}, launch.threads, launch.blocks};
+          t.block = &block;
+          t.lane = of_block % kWarp;
+          if (t.lane == 0) set.warps.emplace_back();
+          t.warp = &set.warps.back();
+          t.warp->lanes.push_back(&t);
+        }
+  }
+  for (Warp& warp : set.warps) warp.meeting.arrived.reserve(warp.lanes.size());
+  for (Block& block : set.blocks) block.meeting.arrived.reserve(set.threads.size() / at_once);
+  set.meeting.arrived.reserve(set.threads.size());
+  set.ready.reserve(set.threads.size());
   StackPool pool;
   const std::size_t units = (launch.shared_bytes + sizeof(std::max_align_t) - 1) / sizeof(std::max_align_t);
   std::vector<std::uint64_t> sets;
@@ -280,28 +304,17 @@ void run(const Launch& launch, const std::function<void()>& thread) {
   std::shuffle(sets.begin(), sets.end(), order);
   running_launch = &launch;
   for (const std::uint64_t i : sets) {
-    Set set;
-    for (std::uint64_t number = i * at_once; number < (i + 1) * at_once; ++number) {
-      Block& block = set.blocks.emplace_back();
+    std::uint64_t number = i * at_once;
+    for (Block& block : set.blocks) {
+      block.at = {static_cast<unsigned>(number % launch.blocks.x),
+                  static_cast<unsigned>(number / launch.blocks.x % launch.blocks.y),
+                  static_cast<unsigned>(number / launch.blocks.x / launch.blocks.y)};
+      ++number;
       block.shared.resize(units);
       std::fill_n(reinterpret_cast<unsigned char*>(block.shared.data()), units * sizeof(std::max_align_t), 0xFF);
-      const Extent at{static_cast<unsigned>(number % launch.blocks.x),
-                      static_cast<unsigned>(number / launch.blocks.x % launch.blocks.y),
-                      static_cast<unsigned>(number / launch.blocks.x / launch.blocks.y)};
-      unsigned of_block = 0;
-      for (unsigned z = 0; z < launch.threads.z; ++z)
-        for (unsigned y = 0; y < launch.threads.y; ++y)
-          for (unsigned x = 0; x < launch.threads.x; ++x, ++of_block) {
-            Thread& t = set.threads.emplace_back();
-            t.at = {{x, y, z}, at, launch.threads, launch.blocks};
-            t.block = &block;
-            t.lane = of_block % kWarp;
-            if (t.lane == 0) set.warps.emplace_back();
-            t.warp = &set.warps.back();
-            t.warp->lanes.push_back(&t);
-          }
-      block.meeting.expected = of_block;
+      block.meeting.expected = set.threads.size() / at_once;
     }
+    for (Thread& t : set.threads) t.at.block = t.block->at;
     for (Warp& warp : set.warps) warp.meeting.expected = warp.lanes.size();
     set.meeting.expected = set.threads.size();
     Watched::launched();
