@@ -55,7 +55,15 @@ struct Problem {
   std::int64_t row_length() const { return form == Form::rows ? s : c; }
 };
 
-constexpr std::int64_t size_of(popnorm_type type) { return type == POPNORM_F64 ? 8 : 4; }
+constexpr bool is_16_bits(popnorm_type type) { return type == POPNORM_BF16 || type == POPNORM_F16; }
+constexpr std::int64_t size_of(popnorm_type type) { return type == POPNORM_F64 ? 8 : is_16_bits(type) ? 2 : 4; }
+// What a storage type is computed in.
+constexpr popnorm_type arithmetic_of(popnorm_type storage) {
+  return storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32;
+}
+constexpr const char* name_of(popnorm_type type) {
+  return type == POPNORM_F64 ? "f64" : type == POPNORM_BF16 ? "bf16" : type == POPNORM_F16 ? "f16" : "f32";
+}
 
 }  // namespace popnorm
 

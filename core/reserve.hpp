@@ -27,7 +27,7 @@ inline constexpr char kReserveMagic[8] = {'P', 'N', 'R', 'E', 'S', '0', '0', '2'
 // Enough for whatever statistics a call takes.
 inline std::size_t reserve_bytes(const Problem& p) {
   const auto rows = static_cast<std::size_t>(std::max(p.norm_group.count, p.population_slot.count));
-  const auto size = static_cast<std::size_t>(size_of(p.storage));
+  const auto size = static_cast<std::size_t>(size_of(arithmetic_of(p.storage)));
   const auto c = static_cast<std::size_t>(p.c);
   return round_up(sizeof(ReserveHeader) +
                   c * (rows * (sizeof(double) + 5 * size) + static_cast<std::size_t>(p.affine_slot.count) * 2 * size));

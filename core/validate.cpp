@@ -519,9 +519,6 @@ popnorm_status validate_problem(const popnorm_problem* from, Problem& p) {
   POPNORM_TRY(check_enum("plan", "statistics", q.statistics, POPNORM_F16));
   if (!std::isfinite(q.epsilon) || q.epsilon < 0)
     return fail(POPNORM_INVALID, "plan: epsilon is %g, must be finite and >= 0", q.epsilon);
-  if (q.storage > POPNORM_F64)
-    return fail(POPNORM_UNSUPPORTED, "plan: storage %s is not in this version; use f32 or f64",
-                q.storage == POPNORM_BF16 ? "bf16" : "f16");
   if (q.parameters > POPNORM_F64 || q.statistics > POPNORM_F64)
     return fail(POPNORM_UNSUPPORTED, "plan: %s of 16 bits are not supported; use f32 or f64",
                 q.parameters > POPNORM_F64 ? "parameters" : "statistics");

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 
+#include "core/error.hpp"
 #include "core/log.hpp"
 #include "cpu/call.hpp"
 #include "cpu/dispatch.hpp"
@@ -42,6 +43,9 @@ popnorm_status prepare(Plan& plan, const char* isa, const popnorm_executor* exec
   const KernelTable* table = nullptr;
   if (const popnorm_status status = choose_tier(isa, table); status != POPNORM_SUCCESS) return status;
   const Problem& p = plan.problem;
+  if (is_16_bits(p.storage))
+    return fail(POPNORM_UNSUPPORTED, "plan: backend cpu does not serve storage %s yet; use f32 or f64",
+                name_of(p.storage));
   const bool wide = p.storage == POPNORM_F64;
   State state{&table->kernels[static_cast<int>(p.form)][static_cast<int>(wide ? Storage::f64 : Storage::f32)],
               Executor{nullptr, 0, nullptr},

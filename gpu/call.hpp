@@ -151,7 +151,14 @@ auto with_arithmetic_type(const Problem& p, Body&& body) {
 // Calls body(T, rows) with the storage type, of those that are computed in A, and a std::bool_constant.
 template <class A, class Body>
 auto with_form(const Problem& p, const Body& body) {
-  return p.form == Form::rows ? body(A{}, std::true_type{}) : body(A{}, std::false_type{});
+  const auto with_rows = [&](auto type) {
+    return p.form == Form::rows ? body(type, std::true_type{}) : body(type, std::false_type{});
+  };
+  if constexpr (std::is_same_v<A, float>) {
+    if (p.storage == POPNORM_BF16) return with_rows(Bf16{});
+    if (p.storage == POPNORM_F16) return with_rows(F16{});
+  }
+  return with_rows(A{});
 }
 
 // The same with another one, whether elements are weighted.

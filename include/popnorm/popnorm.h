@@ -90,8 +90,8 @@ typedef enum popnorm_type {
   POPNORM_TYPE_DEFAULT = 0, /* storage: f32; parameters and statistics: f64 for f64 storage, else f32 */
   POPNORM_F32 = 1,
   POPNORM_F64 = 2,
-  POPNORM_BF16 = 3, /* reserved: POPNORM_UNSUPPORTED in this version */
-  POPNORM_F16 = 4   /* reserved: POPNORM_UNSUPPORTED in this version */
+  POPNORM_BF16 = 3, /* storage only, computed in f32 and rounded once to nearest even; with POPNORM_CPU not served yet */
+  POPNORM_F16 = 4   /* likewise; what exceeds 65504 is stored as infinity */
 } popnorm_type;
 
 typedef enum popnorm_layout {

@@ -8,7 +8,6 @@
 #include "kernels/affine.hpp"
 #include "kernels/cuda/chunk.cuh"
 #include "kernels/cuda/rows.cuh"
-#include "kernels/storage.hpp"
 
 namespace popnorm::cuda {
 
@@ -58,15 +57,15 @@ __device__ __forceinline__ void apply_chunk(const Operand& dx, const Range& rang
         });
       },
       [&](int i, int k) {
-        if (!x.has(i)) return narrow<T>(A(0));
-        const A gradient = of[k].a * widen<A>(dy.held[i]);
-        if (!of[k].through) return narrow<T>(gradient);
-        const A xhat = (widen<A>(x.held[i]) - of[k].hi) * of[k].invstd;
+        if (!x.has(i)) return to_storage<T>(A(0));
+        const A gradient = of[k].a * to_arithmetic(dy.held[i]);
+        if (!of[k].through) return to_storage<T>(gradient);
+        const A xhat = (to_arithmetic(x.held[i]) - of[k].hi) * of[k].invstd;
         if constexpr (kWeighted) {
           const auto w = static_cast<A>(weight[S::weight(i / S::kPack, i % S::kPack)]);
-          return narrow<T>((gradient - w * of[k].k1) - xhat * (w * of[k].k2));
+          return to_storage<T>((gradient - w * of[k].k1) - xhat * (w * of[k].k2));
         } else {
-          return narrow<T>((gradient - of[k].k1) - xhat * of[k].k2);
+          return to_storage<T>((gradient - of[k].k1) - xhat * of[k].k2);
         }
       });
 }

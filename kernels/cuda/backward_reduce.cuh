@@ -8,7 +8,6 @@
 
 #include "kernels/cuda/chunk.cuh"
 #include "kernels/cuda/fold.cuh"
-#include "kernels/storage.hpp"
 
 namespace popnorm::cuda {
 
@@ -68,8 +67,8 @@ __device__ __forceinline__ void add_chunk_sums(const Range& range, const Rows<A>
     A sum[kRuns][S::kChannels]{}, products[kRuns][S::kChannels]{};
     by_samples(packs, x.present >> (i * S::kPack) & S::kWhole, enter, [&](int j) {
       const int at = i * S::kPack + j, k = kRows ? 0 : j, run = kRuns > 1 ? j / 4 : 0;
-      const A xhat = (widen<A>(x.held[at]) - of[k].hi) * of[k].invstd - of[k].shift;
-      const A g = scaled ? widen<A>(dy.held[at]) * of[k].scale : widen<A>(dy.held[at]);
+      const A xhat = (to_arithmetic(x.held[at]) - of[k].hi) * of[k].invstd - of[k].shift;
+      const A g = scaled ? to_arithmetic(dy.held[at]) * of[k].scale : to_arithmetic(dy.held[at]);
       sum[run][k] += g;
       products[run][k] += g * xhat;
     });

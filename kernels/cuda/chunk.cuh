@@ -10,15 +10,30 @@
 
 #include "kernels/cuda/layout.cuh"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/storage.hpp"
 
 namespace popnorm::cuda {
 
 // Elements that a thread holds.
 inline constexpr int kHeld = 16;
 
-// What elements of type T are computed in.
+// What elements of type T are computed in, and the way there and back (kernels/storage.hpp).
 template <class T>
 using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
+template <class T>
+__device__ __forceinline__ Arithmetic<T> to_arithmetic(T value) {
+  if constexpr (std::is_same_v<T, F16>)
+    return widen_f16(value);
+  else
+    return widen<Arithmetic<T>>(value);
+}
+template <class T>
+__device__ __forceinline__ T to_storage(Arithmetic<T> value) {
+  if constexpr (std::is_same_v<T, F16>)
+    return narrow_f16(value);
+  else
+    return narrow<T>(value);
+}
 
 template <class T, bool kRows>
 struct Shape {
@@ -190,6 +205,12 @@ inline constexpr std::size_t kRowBytes = 64 * 24;
 inline constexpr std::size_t kChunksAt = kReduceBytes + kRowBytes;
 template <class T>
 inline constexpr std::size_t kChunkBytes = kThreads* kHeld * sizeof(T);
+
+// Blocks to a multiprocessor that leave a kernel of one read enough registers. With two, one writes while the other reads; not for
+// the sums of eight channels a thread, nor for two tensors.
+POPNORM_INLINE constexpr int resident_blocks(bool forward, bool rows, std::size_t size) {
+  return forward && (rows || size >= sizeof(float)) ? 2 : 1;
+}
 
 // A chunk is needed again: from memory, like all of them on the plain path.
 struct KeepNothing {

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/inline.hpp"
+#include "kernels/storage.hpp"
 
 #ifdef __CUDACC__
 #include <cooperative_groups.h>
@@ -71,6 +72,18 @@ __device__ __forceinline__ void store_16(void* to, const void* from) {
 
 __device__ __forceinline__ void atomic_or(unsigned* to, unsigned bits) { atomicOr(to, bits); }
 
+// Between f16 and float by one instruction; the bits are those of kernels/storage.hpp.
+__device__ __forceinline__ float widen_f16(F16 value) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+  return wide;
+}
+__device__ __forceinline__ F16 narrow_f16(float value) {
+  F16 half;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half.bits) : "f"(value));
+  return half;
+}
+
 #else
 
 template <class T>
@@ -85,6 +98,8 @@ inline void cluster_barrier() { simt::cluster_barrier(); }
 inline void grid_barrier() { simt::grid_barrier(); }
 inline void load_16(void* to, const void* from, bool /*last*/) { __builtin_memcpy(to, from, 16); }
 inline void store_16(void* to, const void* from) { __builtin_memcpy(to, from, 16); }
+inline float widen_f16(F16 value) { return to_float(value); }
+inline F16 narrow_f16(float value) { return to_f16(value); }
 inline void atomic_or(unsigned* to, unsigned bits) { __atomic_fetch_or(to, bits, __ATOMIC_RELAXED); }
 
 #endif

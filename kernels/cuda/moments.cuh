@@ -9,7 +9,6 @@
 
 #include "kernels/cuda/chunk.cuh"
 #include "kernels/moments.hpp"
-#include "kernels/storage.hpp"
 
 namespace popnorm::cuda {
 
@@ -49,7 +48,7 @@ __device__ __forceinline__ TwoSums sums_around(const Chunk<T, kRows>& x, int k, 
 #pragma unroll
     for (int e = first; e < first + kRun; ++e) {
       const int i = S::element(e, k);
-      const A d = x.has(i) ? widen<A>(x.held[i]) - pivot : A(0);
+      const A d = x.has(i) ? to_arithmetic(x.held[i]) - pivot : A(0);
       sum += d;
       squares += d * d;
     }
@@ -62,7 +61,7 @@ __device__ __forceinline__ TwoSums sums_around(const Chunk<T, kRows>& x, int k, 
 #pragma unroll
   for (int e = 0; e < S::kPerChannel; ++e) {
     const int i = S::element(e, k);
-    const double d = x.has(i) ? static_cast<double>(widen<A>(x.held[i])) - static_cast<double>(pivot) : 0;
+    const double d = x.has(i) ? static_cast<double>(to_arithmetic(x.held[i])) - static_cast<double>(pivot) : 0;
     all.first += d;
     all.second += d * d;
   }
@@ -83,7 +82,7 @@ __device__ __forceinline__ void chunk_moments(const Chunk<T, kRows>& held, const
 #pragma unroll
   for (int k = 0; k < S::kChannels; ++k) {
     const bool there = range.c + k < range.extents.c;
-    pivot[k] = there ? widen<A>(*x.at<T>(sample, range.c + k, start.position())) : A(0);
+    pivot[k] = there ? to_arithmetic(*x.at<T>(sample, range.c + k, start.position())) : A(0);
     constexpr int kRun = S::kPerChannel < 4 ? S::kPerChannel : 4;
     sum[k] = 0;
 #pragma unroll
@@ -92,7 +91,7 @@ __device__ __forceinline__ void chunk_moments(const Chunk<T, kRows>& held, const
 #pragma unroll
       for (int e = first; e < first + kRun; ++e) {
         const int i = S::element(e, k);
-        run += held.has(i) ? (widen<A>(held.held[i]) - pivot[k]) / kRun : A(0);
+        run += held.has(i) ? (to_arithmetic(held.held[i]) - pivot[k]) / kRun : A(0);
       }
       sum[k] += static_cast<double>(run) * kRun;
     }
@@ -136,7 +135,7 @@ __device__ __forceinline__ void weighted_chunk_moments(Chunk<T, kRows>& held, co
   const Columns columns(static_cast<int>(blockDim.x));
   float weight[S::kWeights];
   held.weigh(presence, range, weight);
-  const auto value = [&](int i) { return static_cast<double>(widen<A>(held.held[i])); };
+  const auto value = [&](int i) { return static_cast<double>(to_arithmetic(held.held[i])); };
   const auto weight_of = [&](int i) { return static_cast<double>(weight[S::weight(i / S::kPack, i % S::kPack)]); };
   Earliest pivot[S::kChannels];
   TwoSums sums[S::kChannels];

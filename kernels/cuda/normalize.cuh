@@ -7,7 +7,6 @@
 #include "kernels/affine.hpp"
 #include "kernels/cuda/chunk.cuh"
 #include "kernels/cuda/rows.cuh"
-#include "kernels/storage.hpp"
 
 namespace popnorm::cuda {
 
@@ -41,13 +40,13 @@ __device__ __forceinline__ void normalize_chunk(const Operand& y, const Range& r
       },
       [&](int i, int k) {
         const NormalizeRow<A>& of = coefficients[k];
-        return x.has(i) ? narrow<T>((widen<A>(x.held[i]) - of.hi) * of.s + of.b) : narrow<T>(A(0));
+        return x.has(i) ? to_storage<T>((to_arithmetic(x.held[i]) - of.hi) * of.s + of.b) : to_storage<T>(A(0));
       });
 }
 
 // All samples are walked as one group, each with its own row.
 template <class T, bool kRows, bool kWeighted>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kWeighted ? 1 : 0)
     normalize_kernel(const __grid_constant__ NormalizeArgs<Arithmetic<T>> args) {
   using A = Arithmetic<T>;
   const std::int64_t c = first_channel<T, kRows>(blockIdx.x);

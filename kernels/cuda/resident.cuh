@@ -104,7 +104,7 @@ struct ResidentForwardArgs {
 };
 
 template <class T, bool kRows>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, resident_blocks(true, kRows, sizeof(T)))
     resident_forward_kernel(const __grid_constant__ ResidentForwardArgs<Arithmetic<T>> args) {
   using A = Arithmetic<T>;
   std::byte* const shared = shared_memory<std::byte>();
@@ -165,7 +165,7 @@ struct ResidentBackwardArgs {
 };
 
 template <class T, bool kRows>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, resident_blocks(false, kRows, sizeof(T)))
     resident_backward_kernel(const __grid_constant__ ResidentBackwardArgs<Arithmetic<T>> args) {
   using A = Arithmetic<T>;
   std::byte* const shared = shared_memory<std::byte>();

@@ -128,7 +128,8 @@ TEST_P(Grid, AgreesWithTheOracle) {
   const auto& [layout, storage, shape] = GetParam();
   Configuration base;
   base.layout = layout;
-  base.storage = base.parameters = base.statistics = storage;
+  base.storage = storage;
+  base.parameters = base.statistics = storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32;
   base.n = shape.n;
   base.c = shape.c;
   base.s = shape.s;
@@ -146,13 +147,13 @@ TEST_P(Grid, AgreesWithTheOracle) {
 
 std::string name_of_case(const ::testing::TestParamInfo<Grid::ParamType>& info) {
   const auto& [layout, storage, shape] = info.param;
-  return std::string(layout == POPNORM_NCHW ? "NCHW" : "NHWC") + (storage == POPNORM_F64 ? "_f64_" : "_f32_") +
+  return std::string(layout == POPNORM_NCHW ? "NCHW" : "NHWC") + "_" + name_of(storage) + "_" +
          ::testing::PrintToString(shape);
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Grid,
                          ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
-                                            ::testing::Values(POPNORM_F32, POPNORM_F64), ::testing::ValuesIn(kShapes)),
+                                            ::testing::ValuesIn(storages()), ::testing::ValuesIn(kShapes)),
                          name_of_case);
 
 // Large enough that sizes decide: slabs, streaming stores, many tasks.

@@ -45,7 +45,7 @@ TEST_P(CudaPolicies, HaveThePlainPathsBits) {
       if (group.kind != POPNORM_WHOLE && shape.n > 50) continue;
       Configuration k;
       std::tie(k.layout, k.storage) = GetParam();
-      k.parameters = k.statistics = k.storage;
+      k.parameters = k.statistics = k.storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32;
       k.n = shape.n;
       k.c = shape.c;
       k.s = shape.s;
@@ -81,7 +81,7 @@ TEST_P(CudaPolicies, HaveThePlainPathsBits) {
 
 INSTANTIATE_TEST_SUITE_P(Layouts, CudaPolicies,
                          ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
-                                            ::testing::Values(POPNORM_F32, POPNORM_F64)));
+                                            ::testing::ValuesIn(storages())));
 
 // Blends, renormalization, given statistics, strides, in any combination.
 TEST(CudaPolicy, HasThePlainPathsBitsWithEverySourceOfStatistics) {

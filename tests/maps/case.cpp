@@ -99,7 +99,7 @@ Configuration random_configuration(Random& random) {
   k.n = shape[0];
   k.c = shape[1];
   k.s = shape[2];
-  k.storage = random.coin() ? POPNORM_F32 : POPNORM_F64;
+  k.storage = storages()[static_cast<std::size_t>(random.below(static_cast<std::int64_t>(storages().size())))];
   k.parameters = random.coin() ? POPNORM_F32 : POPNORM_F64;
   k.statistics = random.coin() ? POPNORM_F32 : POPNORM_F64;
   const auto spacing = [&] {
@@ -161,7 +161,7 @@ void MapCase::draw(Random& random, bool one_slot) {
   m.share = random.pick({0.0, 0.25, 0.7, 1.0});
   m.renorm_r = random.pick({1.0, 1.5, 3.0});
   m.renorm_d = random.pick({0.0, 0.5, 5.0});
-  m.storage = format_of(k.storage);
+  m.storage = arithmetic_of(k.storage);
   m.group = ids(maps_.group, k.n, random);
   m.slot = ids(maps_.slot, k.n, random);
   m.affine = ids(maps_.affine, k.n, random);

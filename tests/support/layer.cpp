@@ -16,9 +16,8 @@ using reference::Real;
 // ---------------------------------------------------------------------------------------------------- printing
 
 std::ostream& operator<<(std::ostream& out, const Configuration& c) {
-  const auto type = [](popnorm_type t) { return t == POPNORM_F64 ? "f64" : "f32"; };
   out << (c.layout == POPNORM_NCHW ? "NCHW" : "NHWC") << " N=" << c.n << " C=" << c.c << " S=" << c.s << ' '
-      << type(c.storage) << " (parameters " << type(c.parameters) << ", statistics " << type(c.statistics)
+      << name_of(c.storage) << " (parameters " << name_of(c.parameters) << ", statistics " << name_of(c.statistics)
       << ") epsilon=" << c.epsilon << (c.scale ? "" : " no scale") << (c.shift ? "" : " no shift");
   const auto spacing = [&](const char* what, Spacing kind) {
     if (kind != Spacing::packed) out << ", " << what << ' ' << name_of(kind);
@@ -41,6 +40,11 @@ std::ostream& operator<<(std::ostream& out, const Route& r) {
 bool on_cuda() {
   const char* backend = std::getenv("POPNORM_BACKEND");
   return backend != nullptr && std::strcmp(backend, "cuda") == 0;
+}
+
+std::vector<popnorm_type> storages() {
+  if (on_cuda()) return {POPNORM_F32, POPNORM_F64, POPNORM_BF16, POPNORM_F16};
+  return {POPNORM_F32, POPNORM_F64};
 }
 
 std::vector<const char*> runnable_tiers() {
@@ -170,7 +174,7 @@ void Layer::promise(std::int64_t channel, popnorm_statistics source, const std::
           ? reference::statistics_of(m, k.epsilon)
           : reference::statistics_of(given_mean.get(channel), given_variance.get(channel), k.epsilon);
   const reference::Affine a = {k.scale ? scale.get(channel) : 1, k.shift ? shift.get(channel) : 0};
-  const reference::Bounds bounds(storage, s, a);
+  const reference::Bounds bounds(arithmetic_of(k.storage), s, a);
 
   for (Promise* of_statistics : {&p.mean, &p.variance, &p.invstd}) of_statistics->type = k.statistics;
   if (source == POPNORM_BATCH) {
@@ -190,7 +194,7 @@ void Layer::promise(std::int64_t channel, popnorm_statistics source, const std::
   for (std::size_t i = 0; i < y.size(); ++i) p.y.add(y[i], bounds.y(x_values[i], storage));
 
   // The accuracy of saved statistics is that of their type; rounded to f32 they make even an f64 layer an f32 one.
-  const reference::Format& saved_type = k.statistics == POPNORM_F32 ? reference::kF32 : storage;
+  const reference::Format& saved_type = k.statistics == POPNORM_F32 ? reference::kF32 : arithmetic_of(k.storage);
   const reference::Bounds from_saved(saved_type, s, a, statistics_type.unit * std::fabs(s.mean) * s.invstd);
   const reference::Sums sums = reference::sums_of(x_values, dy_values, s);
   const std::vector<Real> dx = source == POPNORM_BATCH

@@ -51,6 +51,8 @@ std::ostream& operator<<(std::ostream& out, const Route& r);
 std::vector<const char*> runnable_tiers();
 // Whether plans are made for the CUDA backend (POPNORM_BACKEND=cuda): a real device, or the emulator's module.
 bool on_cuda();
+// The storage types that it serves.
+std::vector<popnorm_type> storages();
 // All tiers, schedules and kinds of stores that can be forced here; on the CUDA backend nothing can.
 std::vector<Route> forced_routes();
 

@@ -2,20 +2,74 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
+
+#include "kernels/storage.hpp"
 
 namespace popnorm_test {
 
+namespace {
+
+// Calls body(T{}) with the type that stores such numbers.
+template <class Body>
+auto with_type(popnorm_type type, const Body& body) {
+  switch (type) {
+    case POPNORM_F64:
+      return body(double{});
+    case POPNORM_BF16:
+      return body(popnorm::Bf16{});
+    case POPNORM_F16:
+      return body(popnorm::F16{});
+    default:
+      return body(float{});
+  }
+}
+
+template <class T>
+T narrowed(double value) {
+  if constexpr (std::is_same_v<T, double>)
+    return value;
+  else
+    return popnorm::narrow<T>(static_cast<float>(value));
+}
+template <class T>
+double widened(T value) {
+  if constexpr (std::is_same_v<T, double>)
+    return value;
+  else
+    return static_cast<double>(popnorm::widen<float>(value));
+}
+
+}  // namespace
+
+std::size_t size_of(popnorm_type type) {
+  return with_type(type, [](auto zero) { return sizeof(zero); });
+}
+
+const popnorm::reference::Format& format_of(popnorm_type type) {
+  // Of 8 and 11 digits.
+  static constexpr popnorm::reference::Format kBf16{0x1p-8L, 0x1p-134L, 0x1.FEp127L}, kF16{0x1p-11L, 0x1p-25L, 65504};
+  return type == POPNORM_BF16 ? kBf16 : type == POPNORM_F16 ? kF16 : arithmetic_of(type);
+}
+
+const char* name_of(popnorm_type type) {
+  return type == POPNORM_F64 ? "f64" : type == POPNORM_BF16 ? "bf16" : type == POPNORM_F16 ? "f16" : "f32";
+}
+
+double stored(popnorm_type type, double value) {
+  return with_type(type, [&](auto zero) { return widened(narrowed<decltype(zero)>(value)); });
+}
+
 double Array::get(std::int64_t i) const {
-  if (type_ == POPNORM_F64) return reinterpret_cast<const double*>(buffer_.data())[i];
-  return static_cast<double>(reinterpret_cast<const float*>(buffer_.data())[i]);
+  return with_type(type_, [&](auto zero) {
+    return widened(reinterpret_cast<const decltype(zero)*>(buffer_.data())[i]);
+  });
 }
 
 void Array::set(std::int64_t i, double value) {
-  if (type_ == POPNORM_F64) {
-    reinterpret_cast<double*>(buffer_.data())[i] = value;
-  } else {
-    reinterpret_cast<float*>(buffer_.data())[i] = static_cast<float>(value);
-  }
+  with_type(type_, [&](auto zero) {
+    reinterpret_cast<decltype(zero)*>(buffer_.data())[i] = narrowed<decltype(zero)>(value);
+  });
 }
 
 std::vector<double> Array::values() const {

@@ -13,16 +13,16 @@
 
 namespace popnorm_test {
 
-inline std::size_t size_of(popnorm_type type) { return type == POPNORM_F64 ? sizeof(double) : sizeof(float); }
-
-inline const popnorm::reference::Format& format_of(popnorm_type type) {
+std::size_t size_of(popnorm_type type);
+// Of the type itself, and of what it is computed in.
+const popnorm::reference::Format& format_of(popnorm_type type);
+inline const popnorm::reference::Format& arithmetic_of(popnorm_type type) {
   return type == POPNORM_F64 ? popnorm::reference::kF64 : popnorm::reference::kF32;
 }
+const char* name_of(popnorm_type type);
 
 // `value` as `type` holds it.
-inline double stored(popnorm_type type, double value) {
-  return type == POPNORM_F64 ? value : static_cast<double>(static_cast<float>(value));
-}
+double stored(popnorm_type type, double value);
 
 // Contiguous numbers, each NaN until it is written.
 class Array {
