@@ -74,8 +74,10 @@ int32_t popnorm_isa_available(int32_t index) {
 int32_t popnorm_backend_available(popnorm_backend backend) {
   const Backend* found = nullptr;
   const bool exists = backend == POPNORM_BACKEND_AUTO || backend == POPNORM_CPU || backend == POPNORM_CUDA;
-  return exists && guarded("backend_available", [&] { return find_backend(backend, found); }) == POPNORM_SUCCESS ? 1
-                                                                                                                 : 0;
+  return exists &&
+                 guarded("backend_available", [&] { return find_backend(backend, nullptr, found); }) == POPNORM_SUCCESS
+             ? 1
+             : 0;
 }
 
 popnorm_status popnorm_plan_create(const popnorm_problem* problem, const popnorm_options* options,

@@ -30,9 +30,9 @@ double log_clock() {
 void log_call(const char* operation, const Plan& plan, popnorm_status status, double milliseconds) {
   const Problem& p = plan.problem;
   std::fprintf(stderr, "popnorm,%s,%s,%s,%s,%s_%s_n%lld_c%lld_s%lld,%s,%.4f\n", POPNORM_VERSION_STRING,
-               plan.backend->name, plan.isa, operation, p.layout == POPNORM_NCHW ? "nchw" : "nhwc",
-               name_of(p.storage), static_cast<long long>(p.n), static_cast<long long>(p.c),
-               static_cast<long long>(p.s), popnorm_status_string(status), milliseconds);
+               plan.backend->name, plan.isa, operation, p.layout == POPNORM_NCHW ? "nchw" : "nhwc", name_of(p.storage),
+               static_cast<long long>(p.n), static_cast<long long>(p.c), static_cast<long long>(p.s),
+               popnorm_status_string(status), milliseconds);
 }
 
 void log_choice(const char* format, ...) {

@@ -12,7 +12,8 @@ popnorm_status make_plan(const popnorm_problem* problem, const popnorm_options* 
   if (const popnorm_status status = validate_problem(problem, plan.problem); status != POPNORM_SUCCESS) return status;
   Options chosen;
   if (const popnorm_status status = validate_options(options, chosen); status != POPNORM_SUCCESS) return status;
-  if (const popnorm_status status = find_backend(chosen.backend, plan.backend); status != POPNORM_SUCCESS)
+  if (const popnorm_status status = find_backend(chosen.backend, chosen.memory, plan.backend);
+      status != POPNORM_SUCCESS)
     return status;
   plan.schedule = chosen.schedule;
   plan.stores = chosen.stores;

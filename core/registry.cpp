@@ -51,21 +51,36 @@ struct Opened {
   }
 };
 
+const Opened& opened() {
+  static const Opened once;
+  return once;
+}
+
 popnorm_status find_cuda(const Backend*& backend) {
-  static const Opened opened;
-  if (opened.module == nullptr)
-    return fail(POPNORM_UNSUPPORTED, "plan: backend cuda is not installed: %s; ask for cpu or auto", opened.why);
-  if (const popnorm_status status = opened.module->ready(); status != POPNORM_SUCCESS) return status;
-  backend = opened.module->backend;
+  if (opened().module == nullptr)
+    return fail(POPNORM_UNSUPPORTED, "plan: backend cuda is not installed: %s; ask for cpu or auto", opened().why);
+  if (const popnorm_status status = opened().module->ready(); status != POPNORM_SUCCESS) return status;
+  backend = opened().module->backend;
   return POPNORM_SUCCESS;
+}
+
+// Memory of a device can only be there if a module opens that knows one.
+popnorm_backend where(const void* memory) {
+  if (memory == nullptr || opened().module == nullptr) return POPNORM_CPU;
+  const Backend* found = nullptr;
+  const bool cuda = opened().module->owns(memory) && find_cuda(found) == POPNORM_SUCCESS;
+  if (log_dispatch()) log_choice("auto takes %s by where memory is", cuda ? "cuda" : "cpu");
+  return cuda ? POPNORM_CUDA : POPNORM_CPU;
 }
 
 }  // namespace
 
-popnorm_status find_backend(popnorm_backend wanted, const Backend*& backend) {
+popnorm_status find_backend(popnorm_backend wanted, const void* memory, const Backend*& backend) {
   if (wanted == POPNORM_BACKEND_AUTO) {
     const char* name = std::getenv("POPNORM_BACKEND");
-    if (name == nullptr || *name == '\0' || std::strcmp(name, "auto") == 0 || std::strcmp(name, "cpu") == 0)
+    if (name == nullptr || *name == '\0' || std::strcmp(name, "auto") == 0)
+      wanted = where(memory);
+    else if (std::strcmp(name, "cpu") == 0)
       wanted = POPNORM_CPU;
     else if (std::strcmp(name, "cuda") == 0)
       wanted = POPNORM_CUDA;

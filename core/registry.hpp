@@ -9,7 +9,8 @@
 namespace popnorm {
 
 // Chooses a backend; AUTO asks POPNORM_BACKEND. The status and message say why none serves.
-popnorm_status find_backend(popnorm_backend wanted, const Backend*& backend);
+// `memory` is what AUTO decides by where the environment does not, or null.
+popnorm_status find_backend(popnorm_backend wanted, const void* memory, const Backend*& backend);
 
 // CPU instruction set tiers, best first.
 int isa_count();

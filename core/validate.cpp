@@ -577,7 +577,7 @@ popnorm_status validate_options(const popnorm_options* from, Options& to) {
     if (o.executor->concurrency < 1)
       return fail(POPNORM_INVALID, "plan: executor.concurrency is %d, must be >= 1", o.executor->concurrency);
   }
-  to = {o.backend, o.schedule, o.stores, o.isa, o.executor};
+  to = {o.backend, o.schedule, o.stores, o.isa, o.executor, o.memory};
   return POPNORM_SUCCESS;
 }
 

@@ -31,6 +31,7 @@ struct Options {
   popnorm_stores stores = POPNORM_STORES_AUTO;
   const char* isa = nullptr;
   const popnorm_executor* executor = nullptr;
+  const void* memory = nullptr;
 };
 
 popnorm_status validate_problem(const popnorm_problem* from, Problem& to);

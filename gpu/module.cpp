@@ -84,8 +84,10 @@ popnorm_status prepare(Plan& plan, const char* /*isa*/, const popnorm_executor* 
 constexpr Backend backend{POPNORM_CUDA,  "cuda",   check_reachable, prepare,         forward,        backward, moments,
                           combine_parts, finalize, normalize,       backward_reduce, backward_apply, nullptr};
 
-constexpr Module module{kModuleAbi, POPNORM_VERSION_MAJOR * 10000 + POPNORM_VERSION_MINOR * 100 + POPNORM_VERSION_PATCH,
-                        sizeof(Plan), &backend, device_ready};
+constexpr Module module{
+    kModuleAbi,   POPNORM_VERSION_MAJOR * 10000 + POPNORM_VERSION_MINOR * 100 + POPNORM_VERSION_PATCH,
+    sizeof(Plan), &backend,
+    device_ready, is_device_memory};
 
 }  // namespace
 }  // namespace cuda

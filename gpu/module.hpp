@@ -11,7 +11,7 @@
 namespace popnorm::cuda {
 
 // Changes with every change of what is exchanged.
-inline constexpr std::uint32_t kModuleAbi = 1;
+inline constexpr std::uint32_t kModuleAbi = 2;
 
 // What the module needs of the library.
 struct Library {
@@ -29,6 +29,8 @@ struct Module {
   // SUCCESS if there is a device that the module's kernels run on; otherwise the message says what is missing: a driver, a
   // device, or a recent enough one.
   popnorm_status (*ready)();
+  // Whether a pointer is one into memory of a device, or managed.
+  bool (*owns)(const void* memory);
 };
 
 inline constexpr const char* kModuleEntry = "popnorm_cuda_module";

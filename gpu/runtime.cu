@@ -38,6 +38,14 @@ popnorm_status device_ready() {
   return POPNORM_SUCCESS;
 }
 
+bool is_device_memory(const void* memory) {
+  cudaPointerAttributes attributes{};
+  if (cudaPointerGetAttributes(&attributes, memory) == cudaSuccess)
+    return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+  cudaGetLastError();  // no driver: nobody else is to find this error
+  return false;
+}
+
 popnorm_status check_reachable(const char* operation, const char* name, const void* first) {
   if (first == nullptr) return POPNORM_SUCCESS;
   cudaPointerAttributes attributes{};

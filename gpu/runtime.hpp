@@ -23,6 +23,9 @@ struct Grid {
 // Whether kernels can run here; fails with what is missing.
 popnorm_status device_ready();
 
+// Of any device, or managed.
+bool is_device_memory(const void* memory);
+
 // The current device can reach `first`, which is named `name` in messages.
 popnorm_status check_reachable(const char* operation, const char* name, const void* first);
 

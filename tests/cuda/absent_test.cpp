@@ -40,4 +40,17 @@ TEST(CudaIsAbsent, AndTheCpuServesWhoeverDidNotInsist) {
   popnorm_plan_destroy(plan);
 }
 
+TEST(CudaIsAbsent, AndNoMemoryIsADevices) {
+  popnorm_problem problem = POPNORM_PROBLEM_INIT;
+  problem.n = problem.c = problem.s = 2;
+  popnorm_options options = POPNORM_OPTIONS_INIT;
+  options.memory = &problem;
+  popnorm_plan* plan = nullptr;
+  ASSERT_EQ(popnorm_plan_create(&problem, &options, &plan), POPNORM_SUCCESS);
+  popnorm_plan_info info = POPNORM_PLAN_INFO_INIT;
+  ASSERT_EQ(popnorm_plan_query(plan, &info), POPNORM_SUCCESS);
+  EXPECT_EQ(info.backend, POPNORM_CPU);
+  popnorm_plan_destroy(plan);
+}
+
 }  // namespace

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <popnorm/popnorm.hpp>
 #include <string>
@@ -115,6 +116,21 @@ TEST(CudaBackend, FeedsPopulationsAsTheCpuDoes) {
     const double* nonfinite = cuda.population.data() + 7 * 2 * 5;
     EXPECT_EQ(std::vector<double>(nonfinite, nonfinite + 10), (std::vector<double>{0, 0, 0, 0, 0, 0, 1, 0, 0, 0}));
   }
+}
+
+// Without POPNORM_BACKEND.
+TEST(CudaBackend, IsTakenWhereMemoryIs) {
+  const std::string forced = std::getenv("POPNORM_BACKEND");
+  ::unsetenv("POPNORM_BACKEND");
+  const std::vector<float> x(24);
+  popnorm_options options = POPNORM_OPTIONS_INIT;
+  const auto backend = [&] { return popnorm::plan(popnorm::problem_nchw(2, 3, 4), options).info().backend; };
+  EXPECT_EQ(backend(), POPNORM_CPU);
+  options.memory = x.data();
+  EXPECT_EQ(backend(), POPNORM_CUDA);
+  options.backend = POPNORM_CPU;
+  EXPECT_EQ(backend(), POPNORM_CPU);
+  ::setenv("POPNORM_BACKEND", forced.c_str(), 1);
 }
 
 popnorm_status plan_of(const popnorm_problem& problem, const popnorm_options& options) {

@@ -67,7 +67,9 @@ TYPED_TEST(Storage, RoundsToNearestEven) {
     ASSERT_EQ(static_cast<double>(middle), (low + high) / 2);
     const std::uint16_t even = (bits & 1) == 0 ? bits : above;
     for (const float sign : {1.0F, -1.0F}) {
-      const auto signed_bits = [&](std::uint16_t of) { return static_cast<std::uint16_t>(of | (sign < 0 ? 0x8000 : 0)); };
+      const auto signed_bits = [&](std::uint16_t of) {
+        return static_cast<std::uint16_t>(of | (sign < 0 ? 0x8000 : 0));
+      };
       ASSERT_EQ(TypeParam::narrow(sign * middle), signed_bits(even)) << bits;
       ASSERT_EQ(TypeParam::narrow(sign * std::nextafter(middle, 0.0F)), signed_bits(bits)) << bits;
       ASSERT_EQ(TypeParam::narrow(sign * std::nextafter(middle, std::numeric_limits<float>::infinity())),

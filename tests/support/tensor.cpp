@@ -61,15 +61,13 @@ double stored(popnorm_type type, double value) {
 }
 
 double Array::get(std::int64_t i) const {
-  return with_type(type_, [&](auto zero) {
-    return widened(reinterpret_cast<const decltype(zero)*>(buffer_.data())[i]);
-  });
+  return with_type(type_,
+                   [&](auto zero) { return widened(reinterpret_cast<const decltype(zero)*>(buffer_.data())[i]); });
 }
 
 void Array::set(std::int64_t i, double value) {
-  with_type(type_, [&](auto zero) {
-    reinterpret_cast<decltype(zero)*>(buffer_.data())[i] = narrowed<decltype(zero)>(value);
-  });
+  with_type(type_,
+            [&](auto zero) { reinterpret_cast<decltype(zero)*>(buffer_.data())[i] = narrowed<decltype(zero)>(value); });
 }
 
 std::vector<double> Array::values() const {

@@ -49,8 +49,8 @@ class Managed : public std::pmr::memory_resource {
 std::pmr::memory_resource& pool() {
   alignas(Managed) static std::byte managed[sizeof(Managed)];
   alignas(std::pmr::synchronized_pool_resource) static std::byte pools[sizeof(std::pmr::synchronized_pool_resource)];
-  static auto* const made = new (pools)
-      std::pmr::synchronized_pool_resource({0, std::size_t{1} << 20}, new (managed) Managed);
+  static auto* const made =
+      new (pools) std::pmr::synchronized_pool_resource({0, std::size_t{1} << 20}, new (managed) Managed);
   return *made;
 }
 
