@@ -212,7 +212,7 @@ POPNORM_INLINE constexpr int resident_blocks(bool forward, bool rows, std::size_
   return forward && (rows || size >= sizeof(float)) ? 2 : 1;
 }
 
-// A chunk is needed again: from memory, like all of them on the plain path.
+// On the plain path no chunk is kept: what is needed again is read again.
 struct KeepNothing {
   __device__ __forceinline__ bool has_room() const { return false; }
   template <class... Chunks>

@@ -96,8 +96,14 @@ void shuffle_xor(double (&value)[N], int mask) {
 }
 inline void cluster_barrier() { simt::cluster_barrier(); }
 inline void grid_barrier() { simt::grid_barrier(); }
-inline void load_16(void* to, const void* from, bool /*last*/) { __builtin_memcpy(to, from, 16); }
-inline void store_16(void* to, const void* from) { __builtin_memcpy(to, from, 16); }
+inline void load_16(void* to, const void* from, bool /*last*/) {
+  simt::expect_aligned(from, 16);
+  __builtin_memcpy(to, from, 16);
+}
+inline void store_16(void* to, const void* from) {
+  simt::expect_aligned(to, 16);
+  __builtin_memcpy(to, from, 16);
+}
 inline float widen_f16(F16 value) { return to_float(value); }
 inline F16 narrow_f16(float value) { return to_f16(value); }
 inline void atomic_or(unsigned* to, unsigned bits) { __atomic_fetch_or(to, bits, __ATOMIC_RELAXED); }

@@ -2,6 +2,7 @@
 // serve is refused by name. Everything else is held to the tests of the CPU (CTest names cuda.*).
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -131,6 +132,30 @@ TEST(CudaBackend, IsTakenWhereMemoryIs) {
   options.backend = POPNORM_CPU;
   EXPECT_EQ(backend(), POPNORM_CPU);
   ::setenv("POPNORM_BACKEND", forced.c_str(), 1);
+}
+
+// docs/design.md: a 64th of a tensor and at most 4 MiB for tiles, 96 bytes per channel and row, and what sorting labels takes.
+TEST(CudaBackend, NeedsNoMoreScratchThanPromised) {
+  struct Case {
+    std::int64_t n, c, s;
+    popnorm_map group;
+  };
+  for (const popnorm_type storage : storages())
+    for (const popnorm_layout layout : {POPNORM_NCHW, POPNORM_NHWC})
+      for (const Case& k : {Case{1, 1, std::int64_t{1} << 32, {POPNORM_WHOLE, 0}},
+                            Case{2, 100000, 1, {POPNORM_WHOLE, 0}}, Case{1000000, 8, 1, {POPNORM_LABELS, 8}},
+                            Case{64, 64, 16, {POPNORM_WHOLE, 0}}, Case{64, 64, 16, {POPNORM_PER_SAMPLE, 0}},
+                            Case{1, 1, 1, {POPNORM_WHOLE, 0}}, Case{50, 2048, 49, {POPNORM_CONTIGUOUS, 10}}}) {
+        popnorm_problem problem = popnorm::problem(layout, k.n, k.c, k.s);
+        problem.storage = storage;
+        problem.norm_group = k.group;
+        const popnorm_plan_info info = popnorm::plan(problem).info();
+        const std::int64_t bytes = k.n * k.c * k.s * static_cast<std::int64_t>(size_of(storage));
+        const std::int64_t sorting = k.group.kind == POPNORM_LABELS ? 16 * k.n + (std::int64_t{256} << 10) : 0;
+        const std::int64_t most = std::min<std::int64_t>(bytes / 64, 4 << 20) + 96 * k.c * info.groups + sorting + 1024;
+        EXPECT_LE(static_cast<std::int64_t>(info.workspace_bytes), most)
+            << name_of(storage) << " layout " << layout << " " << k.n << "x" << k.c << "x" << k.s;
+      }
 }
 
 popnorm_status plan_of(const popnorm_problem& problem, const popnorm_options& options) {

@@ -247,6 +247,10 @@ const Coordinates& here() { return running->at; }
 
 void* shared_memory() { return running->block->shared.data(); }
 
+void expect_aligned(const void* address, std::size_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(address) % bytes != 0) die("an access that is not aligned to its size");
+}
+
 void block_barrier() { meet(running->block->meeting); }
 
 void cluster_barrier() {

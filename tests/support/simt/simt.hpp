@@ -32,6 +32,8 @@ struct Coordinates {
 const Coordinates& here();
 
 void* shared_memory();
+// Aborts with a message where a device would trap.
+void expect_aligned(const void* address, std::size_t bytes);
 void block_barrier();
 void cluster_barrier();
 void grid_barrier();
