@@ -759,6 +759,9 @@ popnorm_status validate(const Plan& plan, const popnorm_double_backward_args& a)
   if (plan.backend->double_backward == nullptr)
     return fail(POPNORM_UNSUPPORTED, "%s: backend %s has no second derivative; make the plan for cpu", operation,
                 plan.backend->name);
+  if (is_16_bits(p.storage))
+    return fail(POPNORM_UNSUPPORTED, "%s: storage is %s, in which second derivatives lose their digits; use f32 or f64",
+                operation, name_of(p.storage));
   POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
   POPNORM_TRY(memory.tensor("dy", a.dy, p.dy, false));
   if (a.v != nullptr) POPNORM_TRY(memory.tensor("v", a.v, p.dx, false));

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <new>
 
-#include "core/error.hpp"
 #include "core/log.hpp"
 #include "cpu/call.hpp"
 #include "cpu/dispatch.hpp"
@@ -39,15 +38,19 @@ std::size_t workspace_bytes(const Problem& p, const Rows& by_group, const Rows& 
   return std::max({forward(by_group, true), forward(by_slot, false), backward(by_group), backward(by_slot)});
 }
 
+Storage storage_of(popnorm_type type) {
+  return type == POPNORM_F64    ? Storage::f64
+         : type == POPNORM_BF16 ? Storage::bf16
+         : type == POPNORM_F16  ? Storage::f16
+                                : Storage::f32;
+}
+
 popnorm_status prepare(Plan& plan, const char* isa, const popnorm_executor* executor) {
   const KernelTable* table = nullptr;
   if (const popnorm_status status = choose_tier(isa, table); status != POPNORM_SUCCESS) return status;
   const Problem& p = plan.problem;
-  if (is_16_bits(p.storage))
-    return fail(POPNORM_UNSUPPORTED, "plan: backend cpu does not serve storage %s yet; use f32 or f64",
-                name_of(p.storage));
   const bool wide = p.storage == POPNORM_F64;
-  State state{&table->kernels[static_cast<int>(p.form)][static_cast<int>(wide ? Storage::f64 : Storage::f32)],
+  State state{&table->kernels[static_cast<int>(p.form)][static_cast<int>(storage_of(p.storage))],
               Executor{nullptr, 0, nullptr},
               {p, p.norm_group, rows_in_flight(p, p.norm_group)},
               {p, p.population_slot, rows_in_flight(p, p.population_slot)}};

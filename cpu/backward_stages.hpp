@@ -65,8 +65,8 @@ struct Backward {
       }
       const Slot& n = next >= 0 ? after : s;
       const BackwardReduceArgs args{Samples::block(s, c),
-                                    samples.template input<T>(x, p.x, s, n, c),
-                                    samples.template input<T>(dy, p.dy, s, n, c),
+                                    samples.input(x, p.x, s, n, c),
+                                    samples.input(dy, p.dy, s, n, c),
                                     source.of.hi + row_entry(s.of, c.begin),
                                     space.dy + at,
                                     space.dy_d + at};
@@ -144,10 +144,11 @@ struct Backward {
     b.samples.for_each_part(box, [&](std::int64_t n, std::int64_t count, std::int64_t cell, const RowChoice& choice) {
       const Block block{count, box.s1 - box.s0, c.end - c.begin, nullptr};
       const auto input = [&](const void* tensor, const Strides& strides) {
-        const T* first = b.samples.template at<T>(tensor, strides, n, box.s0, c.begin);
-        return Input{first, strides.sample, strides.row, first + ahead * (p.form == Form::rows ? strides.row : 1)};
+        const std::byte* first = b.samples.at(tensor, strides, n, box.s0, c.begin);
+        return Input{first, strides.sample, strides.row,
+                     first + ahead * (p.form == Form::rows ? strides.row : 1) * b.samples.element_bytes()};
       };
-      const Output out{b.samples.template at<T>(b.dx, p.dx, n, box.s0, c.begin), p.dx.sample, p.dx.row};
+      const Output out{b.samples.at(b.dx, p.dx, n, box.s0, c.begin), p.dx.sample, p.dx.row};
       const std::int64_t at = cell * p.c + c.begin;
       T* const* row = b.space.row;
       if (!b.source.through()) {

@@ -74,22 +74,22 @@ class Samples {
   bool weighted() const { return plan_.problem.weights != POPNORM_UNWEIGHTED; }
 
   // A tensor from sample `sample` of the wave, position s and channel c on.
-  template <class T, class Void>
+  template <class Void>
   auto* at(Void* tensor, const Strides& strides, std::int64_t sample, std::int64_t s, std::int64_t c) const {
-    using Element = std::conditional_t<std::is_const_v<Void>, const T, T>;
+    using Byte = std::conditional_t<std::is_const_v<Void>, const std::byte, std::byte>;
     const std::int64_t in_sample = plan_.problem.form == Form::rows ? c * strides.row + s : s * strides.row + c;
-    return static_cast<Element*>(tensor) + (wave_.n0 + sample) * strides.sample + in_sample;
+    return static_cast<Byte*>(tensor) + ((wave_.n0 + sample) * strides.sample + in_sample) * element_bytes();
   }
+  std::int64_t element_bytes() const { return size_of(plan_.problem.storage); }
 
   // The samples of a slot, counted from its first where they are neighbours, else from the wave's. `next`: the slot that is
   // read after it.
-  template <class T>
   Input input(const void* tensor, const Strides& strides, const Slot& slot, const Slot& next, Channels c) const {
-    const T* first = at<T>(tensor, strides, slot.index != nullptr ? 0 : slot.first, slot.s0, c.begin);
+    const std::byte* first = at(tensor, strides, slot.index != nullptr ? 0 : slot.first, slot.s0, c.begin);
     if (slot.index != nullptr && plan_.problem.form == Form::columns)
-      return {first, strides.sample, strides.row, at<T>(tensor, strides, next.first + slot.before, next.s0, c.begin)};
+      return {first, strides.sample, strides.row, at(tensor, strides, next.first + slot.before, next.s0, c.begin)};
     const std::int64_t ahead =
-        at<T>(tensor, strides, next.first, next.s0, 0) - at<T>(tensor, strides, slot.first, slot.s0, 0);
+        at(tensor, strides, next.first, next.s0, 0) - at(tensor, strides, slot.first, slot.s0, 0);
     return {first, strides.sample, strides.row, first + ahead};
   }
   static Block block(const Slot& slot, Channels c) {

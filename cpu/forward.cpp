@@ -154,8 +154,8 @@ struct Forward {
         if (samples.weighted()) std::fill_n(space.weight + at, c.end - c.begin, 0.0);
         return;
       }
-      const MomentsArgs args{Samples::block(s, c), samples.template input<T>(x, p.x, s, next >= 0 ? after : s, c),
-                             space.mean + at, space.m2 + at};
+      const MomentsArgs args{Samples::block(s, c), samples.input(x, p.x, s, next >= 0 ? after : s, c), space.mean + at,
+                             space.m2 + at};
       if (samples.weighted())
         kernels.weighted_moments({args, samples.weights(s), space.weight + at});
       else
@@ -234,12 +234,12 @@ struct Forward {
     const Forward& f = *static_cast<const Forward*>(context);
     const Problem& p = f.plan.problem;
     f.samples.for_each_part(box, [&](std::int64_t n, std::int64_t count, std::int64_t cell, const RowChoice& choice) {
-      const T* first = f.samples.template at<T>(f.x, p.x, n, box.s0, c.begin);
+      const std::byte* first = f.samples.at(f.x, p.x, n, box.s0, c.begin);
       const std::int64_t at = cell * p.c + c.begin;
-      const std::int64_t step = p.form == Form::rows ? p.x.row : 1;
+      const std::int64_t step = (p.form == Form::rows ? p.x.row : 1) * f.samples.element_bytes();
       const NormalizeArgs args{{count, box.s1 - box.s0, c.end - c.begin, nullptr},
                                {first, p.x.sample, p.x.row, first + ahead * step},
-                               {f.samples.template at<T>(f.y, p.y, n, box.s0, c.begin), p.y.sample, p.y.row},
+                               {f.samples.at(f.y, p.y, n, box.s0, c.begin), p.y.sample, p.y.row},
                                f.space.row[0] + at,
                                f.space.row[1] + at,
                                f.space.row[2] + at,

@@ -12,6 +12,7 @@
 #include "cpu/kernel_table.hpp"
 #include "kernels/affine.hpp"
 #include "kernels/inline.hpp"
+#include "kernels/storage.hpp"
 #include "kernels/virtual_lanes.hpp"
 
 #if defined(__AVX512BW__)
@@ -53,10 +54,10 @@ constexpr Kernels kRowKernels{moments_rows<T>,
                               weighted_backward_reduce_rows<T>,
                               weighted_backward_apply<true, T>,
                               merge_moments,
-                              statistics_rows<T>,
-                              normalize_row_of<T>,
-                              merge_sums<T>,
-                              gradient_row_of<T>};
+                              statistics_rows<Arithmetic<T>>,
+                              normalize_row_of<Arithmetic<T>>,
+                              merge_sums<Arithmetic<T>>,
+                              gradient_row_of<Arithmetic<T>>};
 
 template <class T>
 constexpr Kernels kColumnKernels{moments_columns<T>,
@@ -68,16 +69,17 @@ constexpr Kernels kColumnKernels{moments_columns<T>,
                                  weighted_backward_reduce_columns<T>,
                                  weighted_backward_apply<false, T>,
                                  merge_moments,
-                                 statistics_rows<T>,
-                                 normalize_row_of<T>,
-                                 merge_sums<T>,
-                                 gradient_row_of<T>};
+                                 statistics_rows<Arithmetic<T>>,
+                                 normalize_row_of<Arithmetic<T>>,
+                                 merge_sums<Arithmetic<T>>,
+                                 gradient_row_of<Arithmetic<T>>};
 
 }  // namespace
 
 extern const KernelTable POPNORM_CAT(kernels_, POPNORM_ISA_NAME);
 constinit const KernelTable POPNORM_CAT(kernels_, POPNORM_ISA_NAME){
     POPNORM_STRING(POPNORM_ISA_NAME),
-    {{kRowKernels<float>, kRowKernels<double>}, {kColumnKernels<float>, kColumnKernels<double>}}};
+    {{kRowKernels<float>, kRowKernels<double>, kRowKernels<Bf16>, kRowKernels<F16>},
+     {kColumnKernels<float>, kColumnKernels<double>, kColumnKernels<Bf16>, kColumnKernels<F16>}}};
 
 }  // namespace popnorm::cpu

@@ -3,7 +3,8 @@
 // Kernels see blocks and coefficient rows, never problems: who is normalized with whom, epsilon, parameter types and
 // statistics sources are resolved before. They own no threads and no memory.
 //
-// T is the storage type (its arithmetic type too: float or double). All strides are in elements.
+// T is the storage type; Arithmetic<T>, float or double, is what it is computed in and what rows of coefficients are. All strides
+// are in elements.
 #ifndef POPNORM_CPU_KERNEL_TABLE_HPP
 #define POPNORM_CPU_KERNEL_TABLE_HPP
 
@@ -63,7 +64,7 @@ struct MomentsArgs {
   double* m2;
 };
 
-// y = (x - hi)*s + b, with rows of T per channel.
+// y = (x - hi)*s + b, with a row of Arithmetic<T> each.
 struct NormalizeArgs {
   Block block;
   Input x;
@@ -122,7 +123,7 @@ struct WeightedBackwardApplyArgs {
   Weights weights;
 };
 
-// Between the sweeps: `channels` channels side by side. Arrays of T unless they are double.
+// Between the sweeps: `channels` channels side by side. Arrays of Arithmetic<T> unless they are double.
 
 // Slots whose partial results belong together: first, first + stride, ... Slot s has its results `pitch` elements after
 // those of slot s - 1.
@@ -226,8 +227,8 @@ struct Kernels {
   void (*gradient_row)(const GradientRowArgs&);
 };
 
-enum class Storage { f32, f64 };
-inline constexpr int kStorages = 2;
+enum class Storage { f32, f64, bf16, f16 };
+inline constexpr int kStorages = 4;
 inline constexpr int kForms = 2;
 
 struct KernelTable {

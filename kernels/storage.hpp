@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/inline.hpp"
 
@@ -16,6 +17,10 @@ struct Bf16 {
 struct F16 {
   std::uint16_t bits;
 };
+
+// What a storage type is computed in.
+template <class T>
+using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 POPNORM_INLINE constexpr float to_float(Bf16 value) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);

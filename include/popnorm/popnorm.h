@@ -90,7 +90,7 @@ typedef enum popnorm_type {
   POPNORM_TYPE_DEFAULT = 0, /* storage: f32; parameters and statistics: f64 for f64 storage, else f32 */
   POPNORM_F32 = 1,
   POPNORM_F64 = 2,
-  POPNORM_BF16 = 3, /* storage only, computed in f32 and rounded once to nearest even; with POPNORM_CPU not served yet */
+  POPNORM_BF16 = 3, /* storage only: computed in f32, y and dx rounded once to nearest even */
   POPNORM_F16 = 4   /* likewise; what exceeds 65504 is stored as infinity */
 } popnorm_type;
 
@@ -713,7 +713,7 @@ typedef struct popnorm_double_backward_args {
         NULL, 0                                                                                                        \
   }
 
-/* INVALID: as popnorm_backward. UNSUPPORTED: weights; BLEND and RENORM; several affine slots in one group of BATCH. */
+/* INVALID: as popnorm_backward. UNSUPPORTED: weights; storage of 16 bits; BLEND and RENORM; several affine slots in one group of BATCH. */
 POPNORM_API popnorm_status popnorm_double_backward(const popnorm_plan* plan, const popnorm_double_backward_args* args,
                                                    void* stream);
 

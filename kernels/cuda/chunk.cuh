@@ -17,9 +17,7 @@ namespace popnorm::cuda {
 // Elements that a thread holds.
 inline constexpr int kHeld = 16;
 
-// What elements of type T are computed in, and the way there and back (kernels/storage.hpp).
-template <class T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
+// To what an element is computed in, and back.
 template <class T>
 __device__ __forceinline__ Arithmetic<T> to_arithmetic(T value) {
   if constexpr (std::is_same_v<T, F16>)

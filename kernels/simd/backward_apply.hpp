@@ -11,8 +11,9 @@ struct BackwardApplyOp {
     return {a.block,
             {a.x, a.dy},
             a.dx,
-            {static_cast<const T*>(a.hi), static_cast<const T*>(a.invstd), static_cast<const T*>(a.a),
-             static_cast<const T*>(a.k1), static_cast<const T*>(a.k2)},
+            {static_cast<const Arithmetic<T>*>(a.hi), static_cast<const Arithmetic<T>*>(a.invstd),
+             static_cast<const Arithmetic<T>*>(a.a), static_cast<const Arithmetic<T>*>(a.k1),
+             static_cast<const Arithmetic<T>*>(a.k2)},
             a.stores,
             a.rows};
   }

@@ -23,7 +23,7 @@ struct BackwardRowsLeaf {
     q = p * (load(row.x + i) - hi);
   }
   POPNORM_INLINE void partial(const Row& row, std::int64_t i, std::int64_t n, Batch<T>& p, Batch<T>& q) const {
-    p = load_partial(row.dy + i, n, Batch<T>(T(0)));
+    p = load_partial(row.dy + i, n, Batch<T>(Arithmetic<T>(0)));
     q = p * (load_partial(row.x + i, n, hi) - hi);
   }
 };
@@ -37,7 +37,7 @@ void backward_reduce_rows(const BackwardReduceArgs& args) {
                                    args.dy.sample,
                                    ahead_of<T>(args.x, args.block, c),
                                    ahead_of<T>(args.dy, args.block, c),
-                                   Batch<T>(static_cast<const T*>(args.hi)[c])};
+                                   Batch<T>(static_cast<const Arithmetic<T>*>(args.hi)[c])};
     reduce_rows(leaf, args.block, args.sum_dy[c], args.sum_dy_d[c]);
   }
 }
@@ -52,7 +52,7 @@ struct BackwardColumnsLeaf {
   const Block& block;
   const Input& x;
   const Input& dy;
-  const T* hi;
+  const Arithmetic<T>* hi;
   std::int64_t x_ahead;
   std::int64_t dy_ahead;
   POPNORM_INLINE Row row(std::int64_t k) const {
@@ -69,9 +69,11 @@ struct BackwardColumnsLeaf {
     prefetch_to_l1(row.x + c, x_ahead);
     prefetch_to_l1(row.dy + c, dy_ahead);
   }
-  POPNORM_INLINE Batch<T> columns(std::int64_t c, std::int64_t n) const { return load(hi + c, n, Batch<T>(T(0))); }
+  POPNORM_INLINE Batch<T> columns(std::int64_t c, std::int64_t n) const {
+    return load(hi + c, n, Batch<T>(Arithmetic<T>(0)));
+  }
   POPNORM_INLINE Terms<Batch<T>> terms(const Row& row, const Batch<T>& mean, std::int64_t c, std::int64_t n) const {
-    const Batch<T> gradient = load(row.dy + c, n, Batch<T>(T(0)));
+    const Batch<T> gradient = load(row.dy + c, n, Batch<T>(Arithmetic<T>(0)));
     return {gradient, gradient * (load(row.x + c, n, mean) - mean)};
   }
 };
@@ -82,7 +84,7 @@ void backward_reduce_columns(const BackwardReduceArgs& args) {
   const BackwardColumnsLeaf<T> leaf{block,
                                     args.x,
                                     args.dy,
-                                    static_cast<const T*>(args.hi),
+                                    static_cast<const Arithmetic<T>*>(args.hi),
                                     ahead_in_columns<T>(block, args.x, 4096),
                                     ahead_in_columns<T>(block, args.dy, 4096)};
   // A few channels of four positions are a few neighbouring lines in any order, and scattered samples have no order.

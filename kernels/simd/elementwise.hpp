@@ -40,13 +40,13 @@ struct Run {
     if constexpr (streaming)
       stream(out + e, result);
     else
-      result.store_unaligned(out + e);
+      put(out + e, result);
   }
 
   // The n < W elements from e on.
   POPNORM_INLINE void partial(std::int64_t e, std::int64_t n, const Coefficients<Op>& k) const {
     Batch<T> v[Op::kInputs];
-    for (int i = 0; i < Op::kInputs; ++i) v[i] = load_partial(in[i] + e, n, Batch<T>(T(0)));
+    for (int i = 0; i < Op::kInputs; ++i) v[i] = load_partial(in[i] + e, n, Batch<T>(Arithmetic<T>(0)));
     store_partial(out + e, n, Op::eval(v, k.row));
   }
 };
@@ -66,7 +66,7 @@ class RowsWalk {
     Coefficients<Op> here;
   };
 
-  RowsWalk(const Run<Op>& run, const T* const* rows, std::int64_t length) : run_(run), length_(length) {
+  RowsWalk(const Run<Op>& run, const Arithmetic<T>* const* rows, std::int64_t length) : run_(run), length_(length) {
     for (int r = 0; r < Op::kRows; ++r) rows_[r] = rows[r];
   }
 
@@ -133,7 +133,7 @@ class RowsWalk {
   }
 
   Run<Op> run_;
-  const T* rows_[Op::kRows];
+  const Arithmetic<T>* rows_[Op::kRows];
   std::int64_t length_;
 };
 
@@ -150,7 +150,7 @@ class ColumnsWalk {
     std::int64_t channel;
   };
 
-  ColumnsWalk(const Run<Op>& run, const T* const* rows, std::int64_t period) : run_(run), period_(period) {
+  ColumnsWalk(const Run<Op>& run, const Arithmetic<T>* const* rows, std::int64_t period) : run_(run), period_(period) {
     for (int r = 0; r < Op::kRows; ++r) rows_[r] = rows[r];
   }
 
@@ -181,7 +181,7 @@ class ColumnsWalk {
       const std::int64_t left = end - e < period_ - c ? end - e : period_ - c;
       const std::int64_t n = left < W - 1 ? left : W - 1;
       Coefficients<Op> k;
-      for (int r = 0; r < Op::kRows; ++r) k.row[r] = load_partial(rows_[r] + c, n, Batch<T>(T(0)));
+      for (int r = 0; r < Op::kRows; ++r) k.row[r] = load_partial(rows_[r] + c, n, Batch<T>(Arithmetic<T>(0)));
       run_.partial(e, n, k);
       e += n;
     }
@@ -189,7 +189,7 @@ class ColumnsWalk {
 
  private:
   Run<Op> run_;
-  const T* rows_[Op::kRows];
+  const Arithmetic<T>* rows_[Op::kRows];
   std::int64_t period_;
 };
 
@@ -205,11 +205,12 @@ class PeriodicRows {
     for (int r = 0; r < Op::kRows; ++r) row_[r] = table_[r];
   }
   // Channels [at, at + count) of the period. To be called in ascending order of `at`.
-  void put(const T* const* rows, std::int64_t at, std::int64_t count) {
+  void put(const Arithmetic<T>* const* rows, std::int64_t at, std::int64_t count) {
     for (int r = 0; r < Op::kRows; ++r)
       for (std::int64_t c = 0; c < count; c += kWidth<T>) {
         const std::int64_t left = count - c;
-        const Batch<T> v = left < kWidth<T> ? load_partial(rows[r] + c, left, Batch<T>(T(0))) : load(rows[r] + c);
+        const Batch<T> v =
+            left < kWidth<T> ? load_partial(rows[r] + c, left, Batch<T>(Arithmetic<T>(0))) : load(rows[r] + c);
         v.store_unaligned(table_[r] + at + c);
       }
   }
@@ -218,11 +219,11 @@ class PeriodicRows {
     for (int r = 0; r < Op::kRows; ++r)
       for (std::int64_t i = 0; i < kWidth<T>; ++i) table_[r][period + i] = table_[r][i];
   }
-  const T* const* rows() const { return row_; }
+  const Arithmetic<T>* const* rows() const { return row_; }
 
  private:
-  T table_[Op::kRows][kLongest + kWidth<T>];
-  const T* row_[Op::kRows];
+  Arithmetic<T> table_[Op::kRows][kLongest + kWidth<T>];
+  const Arithmetic<T>* row_[Op::kRows];
 };
 
 // The whole run. Hardware prefetchers stop at page borders: some processors read and write faster when four pages at once
@@ -276,12 +277,12 @@ struct ElementwiseArgs {
   Block block;
   Input in[Op::kInputs];
   Output out;
-  const T* rows[Op::kRows];
+  const Arithmetic<T>* rows[Op::kRows];
   Stores stores;
   RowChoice choice;
 
   // The coefficients of the block's k-th sample from channel c on.
-  POPNORM_INLINE void rows_of(std::int64_t k, std::int64_t c, const T** to) const {
+  POPNORM_INLINE void rows_of(std::int64_t k, std::int64_t c, const Arithmetic<T>** to) const {
     const std::int64_t at = (choice.row != nullptr ? choice.row[k] * choice.pitch : 0) + c;
     for (int r = 0; r < Op::kRows; ++r) to[r] = rows[r] + at;
   }
@@ -324,7 +325,7 @@ void elementwise_rows(const ElementwiseArgs<Op>& args) {
   const std::int64_t step = args.rows_end_to_end(block.positions) ? block.channels : 1;
   for (std::int64_t k = 0; k < block.samples; ++k) {
     for (std::int64_t c = 0; c < block.channels; c += step) {
-      const T* rows[Op::kRows];
+      const Arithmetic<T>* rows[Op::kRows];
       args.rows_of(k, c, rows);
       const Run<Op> run = args.run(sample_of(block, k), c, step * block.positions);
       sweep(RowsWalk<Op>(run, rows, block.positions), args.stores);
@@ -336,7 +337,7 @@ void elementwise_rows(const ElementwiseArgs<Op>& args) {
 // Sample k, `step` positions a run.
 template <class Op>
 POPNORM_INLINE void elementwise_positions(const ElementwiseArgs<Op>& args, std::int64_t k,
-                                          const typename Op::Type* const* rows, std::int64_t step) {
+                                          const Arithmetic<typename Op::Type>* const* rows, std::int64_t step) {
   const Block& block = args.block;
   const std::int64_t sample = sample_of(block, k);
   for (std::int64_t s = 0; s < block.positions; s += step)
@@ -349,7 +350,7 @@ inline constexpr std::int64_t kWideBytes = 16384;
 // Sample k, positions of whole vectors end to end: each coefficient is read once for four of them.
 template <bool streaming, class Op>
 POPNORM_INLINE void elementwise_wide(const ElementwiseArgs<Op>& args, std::int64_t k,
-                                     const typename Op::Type* const* rows) {
+                                     const Arithmetic<typename Op::Type>* const* rows) {
   const Block& block = args.block;
   const std::int64_t sample = sample_of(block, k);
   const std::int64_t fours = block.positions / 4 * 4;
@@ -379,7 +380,7 @@ POPNORM_INLINE void elementwise_mixed(const ElementwiseArgs<Op>& args, PeriodicR
     const std::int64_t count = block.samples - k < most ? block.samples - k : most;
     const std::int64_t period = count * block.channels;
     for (std::int64_t i = 0; i < count; ++i) {
-      const T* rows[Op::kRows];
+      const Arithmetic<T>* rows[Op::kRows];
       args.rows_of(k + i, 0, rows);
       table.put(rows, i * block.channels, block.channels);
     }
@@ -395,7 +396,7 @@ POPNORM_INLINE void elementwise_chosen(const ElementwiseArgs<Op>& args) {
   const std::int64_t channels = args.block.channels;
   const Run<Op> run = args.run(0, 0, args.block.samples * channels);
   for (std::int64_t k = 0; k < args.block.samples; ++k) {
-    const T* rows[Op::kRows];
+    const Arithmetic<T>* rows[Op::kRows];
     args.rows_of(k, 0, rows);
     for (std::int64_t c = 0; c < channels; c += kWidth<T>) {
       Coefficients<Op> here;
@@ -412,7 +413,7 @@ POPNORM_INLINE void elementwise_chosen_pairs(const ElementwiseArgs<Op>& args) {
   const std::int64_t channels = args.block.channels;
   const std::int64_t pairs = args.block.samples / 2 * 2;
   const Run<Op> run = args.run(0, 0, args.block.samples * channels);
-  const T* rows[2][Op::kRows];
+  const Arithmetic<T>* rows[2][Op::kRows];
   Coefficients<Op> here;
   for (std::int64_t k = 0; k < pairs; k += 2) {
     args.rows_of(k, 0, rows[0]);
@@ -422,7 +423,7 @@ POPNORM_INLINE void elementwise_chosen_pairs(const ElementwiseArgs<Op>& args) {
   }
   if (pairs == args.block.samples) return;
   args.rows_of(pairs, 0, rows[0]);
-  for (int r = 0; r < Op::kRows; ++r) here.row[r] = load_partial(rows[0][r], channels, Batch<T>(T(0)));
+  for (int r = 0; r < Op::kRows; ++r) here.row[r] = load_partial(rows[0][r], channels, Batch<T>(Arithmetic<T>(0)));
   run.partial(pairs * channels, channels, here);
 }
 
@@ -476,7 +477,7 @@ void elementwise_columns(const ElementwiseArgs<Op>& given) {
   const bool wide =
       flat && whole_vectors && Op::kRows * block.channels * static_cast<std::int64_t>(sizeof(T)) > kWideBytes;
   for (std::int64_t k = 0; k < block.samples; ++k) {
-    const T* rows[Op::kRows];
+    const Arithmetic<T>* rows[Op::kRows];
     args.rows_of(k, 0, rows);
     if (wide) {
       args.stores == Stores::ordinary ? elementwise_wide<false>(args, k, rows) : elementwise_wide<true>(args, k, rows);

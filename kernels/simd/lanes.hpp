@@ -2,8 +2,11 @@
 // Partial loads and stores never touch memory beyond their elements.
 //
 // Included by cpu/isa.cpp inside an anonymous namespace (every tier has its own copy; none is visible to the linker).
+// 16-bit types have no batches of their own: they become float where they are loaded and are rounded where they are stored.
+template <class A>
+using Vector = xsimd::batch<A, Arch>;
 template <class T>
-using Batch = xsimd::batch<T, Arch>;
+using Batch = Vector<Arithmetic<T>>;
 
 template <class T>
 inline constexpr std::int64_t kWidth = static_cast<std::int64_t>(Batch<T>::size);
@@ -20,7 +23,18 @@ POPNORM_INLINE Batch<T> load(const T* from) {
   return Batch<T>::load_unaligned(from);
 }
 
+template <class T>
+POPNORM_INLINE void put(T* to, const Batch<T>& v) {
+  v.store_unaligned(to);
+}
+
 POPNORM_INLINE Batch<double> load_widened(const double* from) { return load(from); }
+
+// A stored element as double.
+template <class T>
+POPNORM_INLINE double number(T stored) {
+  return static_cast<double>(widen<Arithmetic<T>>(stored));
+}
 
 // Elements from channel c of a block to what is read after it: the next channel, or the next block. 0, a harmless prefetch
 // of what is being read, where nothing follows.
@@ -100,6 +114,41 @@ POPNORM_INLINE __m256d halve(Batch<double> v) {
   return _mm256_add_pd(_mm512_castpd512_pd256(r), _mm512_extractf64x4_pd(r, 1));
 }
 
+POPNORM_INLINE __m512 widened(const Bf16*, __m256i bits) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+POPNORM_INLINE __m512 widened(const F16*, __m256i bits) { return _mm512_cvtph_ps(bits); }
+POPNORM_INLINE __m256 widened(const Bf16*, __m128i bits) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+POPNORM_INLINE __m256 widened(const F16*, __m128i bits) { return _mm256_cvtph_ps(bits); }
+// By kernels/storage.hpp: half of a unit less one, and one more where the last digit is odd.
+POPNORM_INLINE __m256i narrowed(const Bf16*, __m512 v) {
+  const __m512i bits = _mm512_castps_si512(v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+  const __m512i nan = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(
+      _mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), nan), 16));
+}
+POPNORM_INLINE __m256i narrowed(const F16*, __m512 v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
+template <class H>
+POPNORM_INLINE Batch<float> load_16_bits(const H* from) {
+  return Batch<float>(widened(from, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+}
+template <class H>
+POPNORM_INLINE Batch<double> widen_16_bits(const H* from) {
+  return Batch<double>(_mm512_cvtps_pd(widened(from, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))));
+}
+template <class H>
+POPNORM_INLINE void store_16_bits(H* to, Batch<float> v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrowed(to, v));
+}
+template <class H>
+POPNORM_INLINE void stream_16_bits(H* to, Batch<float> v) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), narrowed(to, v));
+}
+
 #elif defined(POPNORM_TIER_AVX2)
 
 POPNORM_INLINE Batch<double> load_widened(const float* from) {
@@ -147,6 +196,40 @@ POPNORM_INLINE void accumulate(Batch<double>* sum, Batch<float> v) {
   sum[1] += Batch<double>(_mm256_cvtps_pd(_mm256_extractf128_ps(r, 1)));
 }
 
+POPNORM_INLINE __m256 widened(const Bf16*, __m128i bits) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+POPNORM_INLINE __m256 widened(const F16*, __m128i bits) { return _mm256_cvtph_ps(bits); }
+// By kernels/storage.hpp: half of a unit less one, and one more where the last digit is odd.
+POPNORM_INLINE __m128i narrowed(const Bf16*, __m256 v) {
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+  const __m256i nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256 all =
+      _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(nan), _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  const __m256i upper = _mm256_srli_epi32(_mm256_castps_si256(all), 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+}
+POPNORM_INLINE __m128i narrowed(const F16*, __m256 v) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
+template <class H>
+POPNORM_INLINE Batch<float> load_16_bits(const H* from) {
+  return Batch<float>(widened(from, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+template <class H>
+POPNORM_INLINE Batch<double> widen_16_bits(const H* from) {
+  const __m256 four = widened(from, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  return Batch<double>(_mm256_cvtps_pd(_mm256_castps256_ps128(four)));
+}
+template <class H>
+POPNORM_INLINE void store_16_bits(H* to, Batch<float> v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrowed(to, v));
+}
+template <class H>
+POPNORM_INLINE void stream_16_bits(H* to, Batch<float> v) {
+  _mm_stream_si128(reinterpret_cast<__m128i*>(to), narrowed(to, v));
+}
+
 #else
 
 POPNORM_INLINE Batch<double> load_widened(const float* from) {
@@ -170,13 +253,13 @@ POPNORM_INLINE Batch<double> load_widened_partial(const float* from, std::int64_
   for (std::int64_t i = 0; i < n; ++i) lanes[i] = static_cast<double>(from[i]);
   return load(lanes);
 }
-template <class T>
-POPNORM_INLINE Batch<T> splice(std::int64_t k, Batch<T> p, Batch<T> q) {
-  T lanes[kWidth<T>];
-  T tail[kWidth<T>];
+template <class A>
+POPNORM_INLINE Vector<A> splice(std::int64_t k, Vector<A> p, Vector<A> q) {
+  A lanes[kWidth<A>];
+  A tail[kWidth<A>];
   p.store_unaligned(lanes);
   q.store_unaligned(tail);
-  for (std::int64_t i = k; i < kWidth<T>; ++i) lanes[i] = tail[i];
+  for (std::int64_t i = k; i < kWidth<A>; ++i) lanes[i] = tail[i];
   return load(lanes);
 }
 POPNORM_INLINE Batch<float> load_halves(const float* low, const float* high) {
@@ -193,7 +276,69 @@ POPNORM_INLINE void accumulate(Batch<double>* sum, Batch<float> v) {
   sum[1] += Batch<double>(_mm_cvtps_pd(_mm_movehl_ps(r, r)));
 }
 
+template <class H>
+POPNORM_INLINE Batch<float> load_16_bits(const H* from) {
+  return Batch<float>(_mm_setr_ps(to_float(from[0]), to_float(from[1]), to_float(from[2]), to_float(from[3])));
+}
+template <class H>
+POPNORM_INLINE Batch<double> widen_16_bits(const H* from) {
+  return Batch<double>(_mm_setr_pd(static_cast<double>(to_float(from[0])), static_cast<double>(to_float(from[1]))));
+}
+template <class H>
+POPNORM_INLINE void store_16_bits(H* to, Batch<float> v) {
+  float lanes[kWidth<float>];
+  v.store_unaligned(lanes);
+  for (std::int64_t i = 0; i < kWidth<float>; ++i) to[i] = narrow<H>(lanes[i]);
+}
+// There is no non-temporal store of so few bytes.
+template <class H>
+POPNORM_INLINE void stream_16_bits(H* to, Batch<float> v) {
+  store_16_bits(to, v);
+}
+
 #endif
+
+// The same names for 16-bit types.
+POPNORM_INLINE Batch<float> load(const Bf16* from) { return load_16_bits(from); }
+POPNORM_INLINE Batch<float> load(const F16* from) { return load_16_bits(from); }
+POPNORM_INLINE void put(Bf16* to, const Batch<float>& v) { store_16_bits(to, v); }
+POPNORM_INLINE void put(F16* to, const Batch<float>& v) { store_16_bits(to, v); }
+POPNORM_INLINE void stream(Bf16* to, Batch<float> v) { stream_16_bits(to, v); }
+POPNORM_INLINE void stream(F16* to, Batch<float> v) { stream_16_bits(to, v); }
+POPNORM_INLINE Batch<double> load_widened(const Bf16* from) { return widen_16_bits(from); }
+POPNORM_INLINE Batch<double> load_widened(const F16* from) { return widen_16_bits(from); }
+template <class H>
+POPNORM_INLINE Batch<float> load_16_bits_partial(const H* from, std::int64_t n, const Batch<float>& fill) {
+  H lanes[kWidth<float>]{};
+  for (std::int64_t i = 0; i < n; ++i) lanes[i] = from[i];
+  return splice(n, load(lanes), fill);
+}
+template <class H>
+POPNORM_INLINE void store_16_bits_partial(H* to, std::int64_t n, const Batch<float>& v) {
+  H lanes[kWidth<float>];
+  put(lanes, v);
+  for (std::int64_t i = 0; i < n; ++i) to[i] = lanes[i];
+}
+template <class H>
+POPNORM_INLINE Batch<double> widen_16_bits_partial(const H* from, std::int64_t n) {
+  H lanes[kWidth<double>]{};
+  for (std::int64_t i = 0; i < n; ++i) lanes[i] = from[i];
+  return load_widened(lanes);
+}
+POPNORM_INLINE Batch<float> load_partial(const Bf16* from, std::int64_t n, const Batch<float>& fill) {
+  return load_16_bits_partial(from, n, fill);
+}
+POPNORM_INLINE Batch<float> load_partial(const F16* from, std::int64_t n, const Batch<float>& fill) {
+  return load_16_bits_partial(from, n, fill);
+}
+POPNORM_INLINE void store_partial(Bf16* to, std::int64_t n, const Batch<float>& v) { store_16_bits_partial(to, n, v); }
+POPNORM_INLINE void store_partial(F16* to, std::int64_t n, const Batch<float>& v) { store_16_bits_partial(to, n, v); }
+POPNORM_INLINE Batch<double> load_widened_partial(const Bf16* from, std::int64_t n) {
+  return widen_16_bits_partial(from, n);
+}
+POPNORM_INLINE Batch<double> load_widened_partial(const F16* from, std::int64_t n) {
+  return widen_16_bits_partial(from, n);
+}
 
 POPNORM_INLINE void accumulate(Batch<double>* sum, Batch<double> v) { sum[0] += v; }
 
@@ -231,7 +376,7 @@ POPNORM_INLINE double fold_pair(__m256d r) {
 #endif
 
 template <class T>
-POPNORM_INLINE T fold_lanes(const Batch<T>* lanes) {
+POPNORM_INLINE Arithmetic<T> fold_lanes(const Batch<T>* lanes) {
   Batch<T> part[kSpan<T>];
   for (std::int64_t i = 0; i < kSpan<T>; ++i) part[i] = lanes[i];
   for (std::int64_t width = kSpan<T> / 2; width > 0; width /= 2)
@@ -241,7 +386,7 @@ POPNORM_INLINE T fold_lanes(const Batch<T>* lanes) {
 #else
   const typename Batch<T>::register_type half = part[0];
 #endif
-  if constexpr (std::is_same_v<T, float>)
+  if constexpr (std::is_same_v<Arithmetic<T>, float>)
     return fold_quad(half);
   else
     return fold_pair(half);

@@ -7,7 +7,7 @@
 inline constexpr double kPivotGuard = 0.125;
 
 template <class T>
-inline constexpr double kSmallestSquares = std::is_same_v<T, float> ? 0x1p-96 : 0x1p-900;
+inline constexpr double kSmallestSquares = std::is_same_v<Arithmetic<T>, float> ? 0x1p-96 : 0x1p-900;
 
 template <class T>
 class PivotSampler {
@@ -23,18 +23,19 @@ class PivotSampler {
     }
   }
 
-  T operator()(const T* x) const {
+  Arithmetic<T> operator()(const T* x) const {
+    using A = Arithmetic<T>;
     Batch<T> sum[kSpan<T>];
     for (std::int64_t h = 0; h < kSpan<T>; ++h) {
       const std::int64_t lanes = lanes_ - h * kWidth<T>;
       Batch<T> v[kBlock];
       for (std::int64_t j = 0; j < kBlock; ++j) {
         const T* from = x + at_[j] + h * kWidth<T>;
-        v[j] = lanes >= kWidth<T> ? load(from) : lanes > 0 ? load_partial(from, lanes, Batch<T>(T(0))) : Batch<T>(T(0));
+        v[j] = lanes >= kWidth<T> ? load(from) : lanes > 0 ? load_partial(from, lanes, Batch<T>(A(0))) : Batch<T>(A(0));
       }
       sum[h] = ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
     }
-    return fold_lanes<T>(sum) * (T(1) / static_cast<T>(kBlock * lanes_));
+    return fold_lanes<T>(sum) * (A(1) / static_cast<A>(kBlock * lanes_));
   }
 
  private:
@@ -75,16 +76,15 @@ template <class T>
       const T* row = x + sample_of(block, k) * sample;
       std::int64_t i = 0;
       for (; i + kLanes <= block.positions; i += kLanes)
-        for (std::int64_t l = 0; l < kLanes; ++l) lane[l] += term(static_cast<double>(row[(i + l) * step]) - origin);
-      for (std::int64_t l = 0; i + l < block.positions; ++l)
-        lane[l] += term(static_cast<double>(row[(i + l) * step]) - origin);
+        for (std::int64_t l = 0; l < kLanes; ++l) lane[l] += term(number(row[(i + l) * step]) - origin);
+      for (std::int64_t l = 0; i + l < block.positions; ++l) lane[l] += term(number(row[(i + l) * step]) - origin);
     }
     for (std::int64_t width = kLanes / 2; width > 0; width /= 2)
       for (std::int64_t l = 0; l < width; ++l) lane[l] += lane[l + width];
     return lane[0];
   };
   const auto deviation = [](double d) { return d; };
-  mean = static_cast<double>(x[sample_of(block, 0) * sample]);
+  mean = number(x[sample_of(block, 0) * sample]);
   mean += sweep(mean, deviation) / n;
   mean += sweep(mean, deviation) / n;
   m2 = sweep(mean, [](double d) { return d * d; });
@@ -97,7 +97,7 @@ void moments_rows(const MomentsArgs& args) {
   const PivotSampler<T> sample_pivot(block, args.x);
   for (std::int64_t c = 0; c < block.channels; ++c) {
     const T* x = static_cast<const T*>(args.x.first) + c * args.x.row;
-    const T pivot = sample_pivot(x);
+    const Arithmetic<T> pivot = sample_pivot(x);
     double s1;
     double s2;
     reduce_rows(MomentsRowsLeaf<T>{x, args.x.sample, ahead_of<T>(args.x, block, c), Batch<T>(pivot)}, block, s1, s2);
@@ -157,7 +157,7 @@ void moments_columns(const MomentsArgs& args) {
     const double excess = shift * args.mean[c];
     if (excess <= kOutlierGuard * args.m2[c]) {
       args.m2[c] -= excess;
-      args.mean[c] = static_cast<double>(pivot[c]) + shift;
+      args.mean[c] = number(pivot[c]) + shift;
     } else {
       moments_f64(block, x + c, args.x.sample, args.x.row, args.mean[c], args.m2[c]);
     }

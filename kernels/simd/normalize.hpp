@@ -9,8 +9,13 @@ struct NormalizeOp {
     return (in[0] - row[0]) * row[1] + row[2];
   }
   static ElementwiseArgs<NormalizeOp> elementwise(const NormalizeArgs& a) {
-    return {a.block,  {a.x}, a.y, {static_cast<const T*>(a.hi), static_cast<const T*>(a.s), static_cast<const T*>(a.b)},
-            a.stores, a.rows};
+    return {a.block,
+            {a.x},
+            a.y,
+            {static_cast<const Arithmetic<T>*>(a.hi), static_cast<const Arithmetic<T>*>(a.s),
+             static_cast<const Arithmetic<T>*>(a.b)},
+            a.stores,
+            a.rows};
   }
 };
 

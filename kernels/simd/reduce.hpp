@@ -33,7 +33,7 @@ POPNORM_INLINE void reduce_vectors(const Leaf& leaf, const typename Leaf::Row* r
       else if (lanes > 0)
         leaf.partial(row[k / vectors], at, lanes, t.p, t.q);
       else
-        t.p = t.q = Batch<T>(T(0));
+        t.p = t.q = Batch<T>(Arithmetic<T>(0));
       return t;
     };
     accumulate_terms<rows * vectors>(sums.first + h * kWiden<T>, sums.second + h * kWiden<T>, term);
@@ -156,9 +156,9 @@ POPNORM_INLINE void fetch_share(const Block& block, const Input& input, std::int
 }
 
 // Adds the first n lanes of v to the f64 sums at `to`.
-template <class T>
-POPNORM_INLINE void add_to_sums(double* to, std::int64_t n, const Batch<T>& v) {
-  constexpr std::int64_t parts = kWiden<T>;
+template <class A>
+POPNORM_INLINE void add_to_sums(double* to, std::int64_t n, const Vector<A>& v) {
+  constexpr std::int64_t parts = kWiden<A>;
   Array<Batch<double>, parts> sum;
   unroll<parts>([&](auto j) __attribute__((always_inline)) {
     const std::int64_t lanes = n - j * kWidth<double>;
@@ -246,8 +246,8 @@ class InTurn {
 
  private:
   struct Pending {
-    T p[kChannelBlock + kWidth<T>];
-    T q[kChannelBlock + kWidth<T>];
+    Arithmetic<T> p[kChannelBlock + kWidth<T>];
+    Arithmetic<T> q[kChannelBlock + kWidth<T>];
     POPNORM_INLINE Terms<Batch<T>> load_at(std::int64_t i) const { return {load(p + i), load(q + i)}; }
     POPNORM_INLINE void store_at(std::int64_t i, const Terms<Batch<T>>& t) {
       t.p.store_unaligned(p + i);

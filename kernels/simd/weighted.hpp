@@ -60,9 +60,7 @@ void weighted_moments_rows(const WeightedMomentsArgs& args) {
   const Block& block = args.of.block;
   const double weight = weighted_lanes(block, args.weights, [](std::int64_t, std::int64_t, double w) { return w; });
   for (std::int64_t c = 0; c < block.channels; ++c) {
-    const auto x = [&](std::int64_t k, std::int64_t i) {
-      return static_cast<double>(element<T>(args.of.x, block, k, c)[i]);
-    };
+    const auto x = [&](std::int64_t k, std::int64_t i) { return number(element<T>(args.of.x, block, k, c)[i]); };
     args.weight[c] = weight;
     args.of.mean[c] = args.of.m2[c] = 0;
     if (weight == 0) continue;
@@ -100,7 +98,7 @@ void weighted_moments_columns(const WeightedMomentsArgs& args) {
     weight += w;
     if (found) return;
     const T* x = element<T>(args.of.x, block, k, i);
-    for (std::int64_t c = 0; c < channels; ++c) mean[c] = static_cast<double>(x[c]);
+    for (std::int64_t c = 0; c < channels; ++c) mean[c] = number(x[c]);
     found = true;
   });
   for (std::int64_t c = 0; c < channels; ++c) args.weight[c] = weight;
@@ -112,7 +110,7 @@ void weighted_moments_columns(const WeightedMomentsArgs& args) {
   for (int pass = 0; pass < 2; ++pass) {
     weighted_positions(block, args.weights, [&](std::int64_t k, std::int64_t i, double w) {
       const T* x = element<T>(args.of.x, block, k, i);
-      for (std::int64_t c = 0; c < channels; ++c) m2[c] += w * (static_cast<double>(x[c]) - mean[c]);
+      for (std::int64_t c = 0; c < channels; ++c) m2[c] += w * (number(x[c]) - mean[c]);
     });
     for (std::int64_t c = 0; c < channels; ++c) mean[c] += m2[c] / weight;
     clear();
@@ -120,7 +118,7 @@ void weighted_moments_columns(const WeightedMomentsArgs& args) {
   weighted_positions(block, args.weights, [&](std::int64_t k, std::int64_t i, double w) {
     const T* x = element<T>(args.of.x, block, k, i);
     for (std::int64_t c = 0; c < channels; ++c) {
-      const double d = static_cast<double>(x[c]) - mean[c];
+      const double d = number(x[c]) - mean[c];
       m2[c] += w * (d * d);
     }
   });
@@ -131,13 +129,11 @@ void weighted_backward_reduce_rows(const WeightedBackwardReduceArgs& args) {
   const BackwardReduceArgs& a = args.of;
   const Block& block = a.block;
   for (std::int64_t c = 0; c < block.channels; ++c) {
-    const double hi = static_cast<double>(static_cast<const T*>(a.hi)[c]);
-    const auto dy = [&](std::int64_t k, std::int64_t i) {
-      return static_cast<double>(element<T>(a.dy, block, k, c)[i]);
-    };
+    const double hi = static_cast<double>(static_cast<const Arithmetic<T>*>(a.hi)[c]);
+    const auto dy = [&](std::int64_t k, std::int64_t i) { return number(element<T>(a.dy, block, k, c)[i]); };
     a.sum_dy[c] = weighted_lanes(block, args.weights, [&](std::int64_t k, std::int64_t i, double) { return dy(k, i); });
     a.sum_dy_d[c] = weighted_lanes(block, args.weights, [&](std::int64_t k, std::int64_t i, double) {
-      return dy(k, i) * (static_cast<double>(element<T>(a.x, block, k, c)[i]) - hi);
+      return dy(k, i) * (number(element<T>(a.x, block, k, c)[i]) - hi);
     });
   }
 }
@@ -145,15 +141,15 @@ void weighted_backward_reduce_rows(const WeightedBackwardReduceArgs& args) {
 template <class T>
 void weighted_backward_reduce_columns(const WeightedBackwardReduceArgs& args) {
   const BackwardReduceArgs& a = args.of;
-  const T* hi = static_cast<const T*>(a.hi);
+  const Arithmetic<T>* hi = static_cast<const Arithmetic<T>*>(a.hi);
   for (std::int64_t c = 0; c < a.block.channels; ++c) a.sum_dy[c] = a.sum_dy_d[c] = 0;
   weighted_positions(a.block, args.weights, [&](std::int64_t k, std::int64_t i, double) {
     const T* x = element<T>(a.x, a.block, k, i);
     const T* dy = element<T>(a.dy, a.block, k, i);
     for (std::int64_t c = 0; c < a.block.channels; ++c) {
-      const double gradient = static_cast<double>(dy[c]);
+      const double gradient = number(dy[c]);
       a.sum_dy[c] += gradient;
-      a.sum_dy_d[c] += gradient * (static_cast<double>(x[c]) - static_cast<double>(hi[c]));
+      a.sum_dy_d[c] += gradient * (number(x[c]) - static_cast<double>(hi[c]));
     }
   });
 }
@@ -162,12 +158,13 @@ void weighted_backward_reduce_columns(const WeightedBackwardReduceArgs& args) {
 template <bool rows_form, class T, class Eval>
 POPNORM_INLINE void weighted_elementwise(const Block& block, const Output& out, const Weights& weights,
                                          const Eval& eval) {
+  using A = Arithmetic<T>;
   for (std::int64_t k = 0; k < block.samples; ++k) {
     const SampleWeights w = weights_of(weights, block, k);
     T* to = static_cast<T*>(out.first) + sample_of(block, k) * out.sample;
     const auto value = [&](std::int64_t c, std::int64_t i) {
       const float weight = i < w.present ? w.at(i) : 0.0F;
-      return weight != 0 ? eval(k, c, i, static_cast<T>(weight)) : T(0);
+      return narrow<T>(weight != 0 ? eval(k, c, i, static_cast<A>(weight)) : A(0));
     };
     if constexpr (rows_form) {
       for (std::int64_t c = 0; c < block.channels; ++c)
@@ -180,18 +177,19 @@ POPNORM_INLINE void weighted_elementwise(const Block& block, const Output& out, 
 }
 
 template <bool rows_form, class T>
-POPNORM_INLINE T element_at(const Input& input, const Block& block, std::int64_t k, std::int64_t c, std::int64_t i) {
-  return rows_form ? element<T>(input, block, k, c)[i] : element<T>(input, block, k, i)[c];
+POPNORM_INLINE Arithmetic<T> element_at(const Input& input, const Block& block, std::int64_t k, std::int64_t c,
+                                        std::int64_t i) {
+  return widen<Arithmetic<T>>(rows_form ? element<T>(input, block, k, c)[i] : element<T>(input, block, k, i)[c]);
 }
 
 template <bool rows_form, class T>
 void weighted_normalize(const WeightedNormalizeArgs& args) {
   const NormalizeArgs& a = args.of;
-  const T* hi = static_cast<const T*>(a.hi);
-  const T* s = static_cast<const T*>(a.s);
-  const T* b = static_cast<const T*>(a.b);
+  const Arithmetic<T>* hi = static_cast<const Arithmetic<T>*>(a.hi);
+  const Arithmetic<T>* s = static_cast<const Arithmetic<T>*>(a.s);
+  const Arithmetic<T>* b = static_cast<const Arithmetic<T>*>(a.b);
   weighted_elementwise<rows_form, T>(
-      a.block, a.y, args.weights, [&](std::int64_t k, std::int64_t c, std::int64_t i, T) {
+      a.block, a.y, args.weights, [&](std::int64_t k, std::int64_t c, std::int64_t i, Arithmetic<T>) {
         const std::int64_t r = (a.rows.row != nullptr ? a.rows.row[k] * a.rows.pitch : 0) + c;
         return (element_at<rows_form, T>(a.x, a.block, k, c, i) - hi[r]) * s[r] + b[r];
       });
@@ -200,16 +198,16 @@ void weighted_normalize(const WeightedNormalizeArgs& args) {
 template <bool rows_form, class T>
 void weighted_backward_apply(const WeightedBackwardApplyArgs& args) {
   const BackwardApplyArgs& a = args.of;
-  const T* hi = static_cast<const T*>(a.hi);
-  const T* invstd = static_cast<const T*>(a.invstd);
-  const T* gain = static_cast<const T*>(a.a);
-  const T* k1 = static_cast<const T*>(a.k1);
-  const T* k2 = static_cast<const T*>(a.k2);
+  const Arithmetic<T>* hi = static_cast<const Arithmetic<T>*>(a.hi);
+  const Arithmetic<T>* invstd = static_cast<const Arithmetic<T>*>(a.invstd);
+  const Arithmetic<T>* gain = static_cast<const Arithmetic<T>*>(a.a);
+  const Arithmetic<T>* k1 = static_cast<const Arithmetic<T>*>(a.k1);
+  const Arithmetic<T>* k2 = static_cast<const Arithmetic<T>*>(a.k2);
   weighted_elementwise<rows_form, T>(
-      a.block, a.dx, args.weights, [&](std::int64_t k, std::int64_t c, std::int64_t i, T w) {
+      a.block, a.dx, args.weights, [&](std::int64_t k, std::int64_t c, std::int64_t i, Arithmetic<T> w) {
         const std::int64_t r = (a.rows.row != nullptr ? a.rows.row[k] * a.rows.pitch : 0) + c;
-        const T d = element_at<rows_form, T>(a.x, a.block, k, c, i) - hi[r];
-        const T gradient = gain[r] * element_at<rows_form, T>(a.dy, a.block, k, c, i);
+        const Arithmetic<T> d = element_at<rows_form, T>(a.x, a.block, k, c, i) - hi[r];
+        const Arithmetic<T> gradient = gain[r] * element_at<rows_form, T>(a.dy, a.block, k, c, i);
         return (gradient - w * k1[r]) - (d * invstd[r]) * (w * k2[r]);
       });
 }

@@ -153,7 +153,7 @@ std::string name_of_case(const ::testing::TestParamInfo<Grid::ParamType>& info) 
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Grid,
                          ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
-                                            ::testing::ValuesIn(storages()), ::testing::ValuesIn(kShapes)),
+                                            ::testing::ValuesIn(kStorageTypes), ::testing::ValuesIn(kShapes)),
                          name_of_case);
 
 // Large enough that sizes decide: slabs, streaming stores, many tasks.

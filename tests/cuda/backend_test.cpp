@@ -56,7 +56,7 @@ TEST_P(CudaOrder, OfThreadsAndBlocksChangesNoBit) {
 
 INSTANTIATE_TEST_SUITE_P(Layouts, CudaOrder,
                          ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
-                                            ::testing::ValuesIn(storages())));
+                                            ::testing::ValuesIn(kStorageTypes)));
 
 // What three batches leave in running statistics and in a population; the last has a NaN in channel 1 of the second slot.
 struct Fed {
@@ -140,7 +140,7 @@ TEST(CudaBackend, NeedsNoMoreScratchThanPromised) {
     std::int64_t n, c, s;
     popnorm_map group;
   };
-  for (const popnorm_type storage : storages())
+  for (const popnorm_type storage : kStorageTypes)
     for (const popnorm_layout layout : {POPNORM_NCHW, POPNORM_NHWC})
       for (const Case& k : {Case{1, 1, std::int64_t{1} << 32, {POPNORM_WHOLE, 0}},
                             Case{2, 100000, 1, {POPNORM_WHOLE, 0}}, Case{1000000, 8, 1, {POPNORM_LABELS, 8}},

@@ -81,7 +81,7 @@ TEST_P(CudaPolicies, HaveThePlainPathsBits) {
 
 INSTANTIATE_TEST_SUITE_P(Layouts, CudaPolicies,
                          ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
-                                            ::testing::ValuesIn(storages())));
+                                            ::testing::ValuesIn(kStorageTypes)));
 
 // Blends, renormalization, given statistics, strides, in any combination.
 TEST(CudaPolicy, HasThePlainPathsBitsWithEverySourceOfStatistics) {

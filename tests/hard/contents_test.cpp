@@ -110,11 +110,12 @@ class HardContents : public ::testing::TestWithParam<std::tuple<popnorm_layout, 
 
 TEST_P(HardContents, KeepsEveryPromise) {
   const auto& [layout, storage, kind] = GetParam();
-  if (storage == POPNORM_F64 ? !kind.f64 : !kind.f32) return;  // the other type holds it
+  if (storage == POPNORM_F64 ? !kind.f64 : !kind.f32) return;  // another type holds it
   for (const Shape shape : {Shape{2, 3, 3000}, Shape{300, 4, 49}, Shape{2500, 18, 1}}) {
     Configuration k;
     k.layout = layout;
-    k.storage = k.parameters = k.statistics = storage;
+    k.storage = storage;
+    k.parameters = k.statistics = storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32;
     k.n = shape.n;
     k.c = shape.c;
     k.s = shape.s;
@@ -124,6 +125,9 @@ TEST_P(HardContents, KeepsEveryPromise) {
     Contents contents;
     contents.x = kind.content;
     const Layer layer(k, random, contents);
+    // What f16 cannot hold has become infinite: that is another test's.
+    const std::vector<double> x = layer.x.by_channel();
+    if (storage == POPNORM_F16 && std::ranges::any_of(x, [](double v) { return std::isinf(v); })) return;
     for (const char* isa : runnable_tiers()) {
       SCOPED_TRACE(isa);
       Runner runner(layer, {.isa = isa});
@@ -136,14 +140,14 @@ TEST_P(HardContents, KeepsEveryPromise) {
 std::string name_of_case(const ::testing::TestParamInfo<HardContents::ParamType>& info) {
   const auto& [layout, storage, kind] = info.param;
   std::string name =
-      std::string(layout == POPNORM_NCHW ? "NCHW" : "NHWC") + (storage == POPNORM_F64 ? "_f64_" : "_f32_") + kind.name;
+      std::string(layout == POPNORM_NCHW ? "NCHW" : "NHWC") + "_" + name_of(storage) + "_" + kind.name;
   std::replace(name.begin(), name.end(), '-', 'm');
   return name;
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, HardContents,
                          ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
-                                            ::testing::Values(POPNORM_F32, POPNORM_F64), ::testing::ValuesIn(kinds())),
+                                            ::testing::ValuesIn(kStorageTypes), ::testing::ValuesIn(kinds())),
                          name_of_case);
 
 // ---------------------------------------------------------------------------------------------------- gradients

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -53,8 +54,14 @@ struct Case {
   bool scattered;
 };
 
+inline popnorm_type type_of(int storage) {
+  constexpr popnorm_type kTypes[] = {POPNORM_F32, POPNORM_F64, POPNORM_BF16, POPNORM_F16};
+  static_assert(std::size(kTypes) == kStorages);
+  return kTypes[storage];
+}
+
 inline void PrintTo(const Case& c, std::ostream* out) {
-  *out << (c.form == 0 ? "rows" : "columns") << (c.storage == 0 ? " f32 " : " f64 ") << c.samples << " samples x "
+  *out << (c.form == 0 ? "rows" : "columns") << " " << name_of(type_of(c.storage)) << " " << c.samples << " samples x "
        << c.positions << " positions x " << c.channels << " channels" << (c.scattered ? ", scattered" : "");
 }
 
@@ -80,12 +87,13 @@ class KernelCase : public testing::TestWithParam<Case> {
       dy_.set(i, 0.2 + random_.normal());
     }
     for (Array* row : {&hi_, &invstd_, &a_, &k1_, &k2_}) {
-      *row = Array(type(), (kRows - 1) * pitch() + c_.channels, Placement::ends_at_guard);
+      *row = Array(arithmetic(), (kRows - 1) * pitch() + c_.channels, Placement::ends_at_guard);
       for (std::int64_t i = 0; i < row->count(); ++i) row->set(i, random_.uniform(0.5, 3));
     }
   }
 
-  popnorm_type type() const { return c_.storage == 0 ? POPNORM_F32 : POPNORM_F64; }
+  popnorm_type type() const { return type_of(c_.storage); }
+  popnorm_type arithmetic() const { return type() == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32; }
   Array tensor() const { return Array(type(), all_ * c_.positions * c_.channels, Placement::ends_at_guard); }
   Array doubles() const { return Array(POPNORM_F64, c_.channels, Placement::ends_at_guard); }
   Block block() const { return {c_.samples, c_.positions, c_.channels, c_.scattered ? index_.data() : nullptr}; }
@@ -117,10 +125,10 @@ class KernelCase : public testing::TestWithParam<Case> {
   RowChoice choice(bool chosen) const { return chosen ? RowChoice{row_.data(), pitch()} : RowChoice{}; }
   std::int64_t coefficient(const Place& p, bool chosen) const { return (chosen ? row_[p.k] * pitch() : 0) + p.channel; }
 
-  // Calls body(T()) with the storage type.
+  // Calls body(T()) with the type that it is computed in.
   template <class Body>
   void with_type(const Body& body) const {
-    c_.storage == 0 ? body(0.F) : body(0.0);
+    type() == POPNORM_F64 ? body(0.0) : body(0.F);
   }
 
   // Runs an elementwise kernel, run(kernels, output, stores), with every kind of stores at several alignments of its output,
@@ -136,7 +144,7 @@ class KernelCase : public testing::TestWithParam<Case> {
           std::vector<bool> written(static_cast<std::size_t>(out.count()));
           each([&](const Place& p) {
             written[static_cast<std::size_t>(at(p))] = true;
-            ASSERT_TRUE(same_bits(out.get(at(p)), static_cast<double>(value(p))))
+            ASSERT_TRUE(same_bits(out.get(at(p)), stored(type(), static_cast<double>(value(p)))))
                 << table->isa << " stores " << static_cast<int>(stores) << " offset " << offset << " sample "
                 << p.sample << " position " << p.position << " channel " << p.channel;
           });
@@ -147,7 +155,7 @@ class KernelCase : public testing::TestWithParam<Case> {
         }
   }
 
-  Real unit() const { return c_.storage == 0 ? 0x1p-24L : 0x1p-53L; }
+  Real unit() const { return arithmetic_of(type()).unit; }
 
   const Case& c_ = GetParam();
   Random random_;

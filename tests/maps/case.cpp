@@ -99,7 +99,7 @@ Configuration random_configuration(Random& random) {
   k.n = shape[0];
   k.c = shape[1];
   k.s = shape[2];
-  k.storage = storages()[static_cast<std::size_t>(random.below(static_cast<std::int64_t>(storages().size())))];
+  k.storage = random.pick({POPNORM_F32, POPNORM_F64, POPNORM_BF16, POPNORM_F16});
   k.parameters = random.coin() ? POPNORM_F32 : POPNORM_F64;
   k.statistics = random.coin() ? POPNORM_F32 : POPNORM_F64;
   const auto spacing = [&] {

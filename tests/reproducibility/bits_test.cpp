@@ -44,14 +44,16 @@ void expect_same(const Outcome& a, const Outcome& b) {
 // Every shape has at least three tiles per channel and enough data to be run in parallel.
 std::vector<Configuration> shapes() {
   std::vector<Configuration> all;
-  const auto add = [&](popnorm_layout layout, std::int64_t n, std::int64_t c, std::int64_t s) {
-    for (const popnorm_type storage : {POPNORM_F32, POPNORM_F64}) {
+  const auto add = [&](popnorm_layout layout, std::int64_t n, std::int64_t c, std::int64_t s,
+                       std::initializer_list<popnorm_type> storages = {POPNORM_F32, POPNORM_F64}) {
+    for (const popnorm_type storage : storages) {
       Configuration k;
       k.layout = layout;
       k.n = n;
       k.c = c;
       k.s = s;
-      k.storage = k.parameters = k.statistics = storage;
+      k.storage = storage;
+      k.parameters = k.statistics = storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32;
       all.push_back(k);
     }
   };
@@ -62,6 +64,8 @@ std::vector<Configuration> shapes() {
   add(POPNORM_NHWC, 40, 37, 196);
   add(POPNORM_NHWC, 3, 64, 4901);
   add(POPNORM_NHWC, 2500, 20, 3);
+  add(POPNORM_NCHW, 260, 34, 49, {POPNORM_BF16, POPNORM_F16});
+  add(POPNORM_NHWC, 40, 37, 196, {POPNORM_BF16, POPNORM_F16});
   return all;
 }
 
@@ -151,7 +155,7 @@ TEST(GoldenBits, AreThoseOfTheNumericsVersion) {
     Layer layer(shape, random, {dyadic(3), dyadic(-0.5), dyadic(0.25), dyadic(-1)});
     std::ostringstream name, value;
     name << "numerics " << popnorm_numerics_version() << (shape.layout == POPNORM_NCHW ? " nchw" : " nhwc")
-         << (shape.storage == POPNORM_F64 ? " f64 " : " f32 ") << shape.n << " " << shape.c << " " << shape.s;
+         << " " << name_of(shape.storage) << " " << shape.n << " " << shape.c << " " << shape.s;
     value << std::hex << hash(run(layer, {}));
     found << name.str() << " " << value.str() << "\n";
     same = same && golden[name.str()] == value.str();

@@ -42,11 +42,6 @@ bool on_cuda() {
   return backend != nullptr && std::strcmp(backend, "cuda") == 0;
 }
 
-std::vector<popnorm_type> storages() {
-  if (on_cuda()) return {POPNORM_F32, POPNORM_F64, POPNORM_BF16, POPNORM_F16};
-  return {POPNORM_F32, POPNORM_F64};
-}
-
 std::vector<const char*> runnable_tiers() {
   if (on_cuda()) return {nullptr};
   std::vector<const char*> names;

@@ -51,8 +51,7 @@ std::ostream& operator<<(std::ostream& out, const Route& r);
 std::vector<const char*> runnable_tiers();
 // Whether plans are made for the CUDA backend (POPNORM_BACKEND=cuda): a real device, or the emulator's module.
 bool on_cuda();
-// The storage types that it serves.
-std::vector<popnorm_type> storages();
+inline constexpr popnorm_type kStorageTypes[] = {POPNORM_F32, POPNORM_F64, POPNORM_BF16, POPNORM_F16};
 // All tiers, schedules and kinds of stores that can be forced here; on the CUDA backend nothing can.
 std::vector<Route> forced_routes();
 
