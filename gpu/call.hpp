@@ -26,7 +26,7 @@ inline constexpr std::int64_t kMostRows = 65535;
 inline Grid grid_of(const Problem& p, std::int64_t rows) {
   const Block block = block_of(p);
   return {static_cast<unsigned>(channel_blocks(p)), static_cast<unsigned>(std::min(rows, kMostRows)), block.x, block.y,
-          kReduceBytes};
+          kChunksAt};
 }
 // As many channels per block, in a line of threads (kernels that fold).
 inline Grid fold_grid_of(const Problem& p, std::int64_t rows) {

@@ -57,8 +57,7 @@ Policy resident(const Problem& p, Direction direction, const Device& device, con
   constexpr std::size_t kOfBlock = 1024;
   const std::size_t half = std::min(device.shared_of_block, device.shared_of_multiprocessor / 2 - kOfBlock);
   const std::size_t fixed = shared_bytes(p, direction, 0);
-  const bool forward = direction == Direction::forward, rows = p.form == Form::rows;
-  const int registers = resident_blocks(forward, rows, static_cast<std::size_t>(size_of(p.storage)));
+  const int registers = resident_blocks(direction == Direction::forward, p.form == Form::rows);
   policy.blocks = half >= fixed + chunk ? registers : 1;
   const std::size_t room = policy.blocks == 2 ? half : device.shared_of_block;
   policy.held = room > fixed ? static_cast<int>((room - fixed) / chunk) : 0;

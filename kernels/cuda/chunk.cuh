@@ -197,18 +197,16 @@ struct Chunk {
   }
 };
 
-// Shared memory of a block that keeps chunks: what reductions need, what it knows of the rows of up to 64 channels (16 in double),
-// the chunks.
+// Shared memory of a block: what reductions need; 24 bytes for each of up to 64 channels, moments of a tile and then, in double for 16
+// channels, what it knows of their rows; the chunks that it keeps.
 inline constexpr std::size_t kRowBytes = 64 * 24;
 inline constexpr std::size_t kChunksAt = kReduceBytes + kRowBytes;
 template <class T>
 inline constexpr std::size_t kChunkBytes = kThreads* kHeld * sizeof(T);
 
-// Blocks to a multiprocessor that leave a kernel of one read enough registers. With two, one writes while the other reads; not for
-// the sums of eight channels a thread, nor for two tensors.
-POPNORM_INLINE constexpr int resident_blocks(bool forward, bool rows, std::size_t size) {
-  return forward && (rows || size >= sizeof(float)) ? 2 : 1;
-}
+// Blocks to a multiprocessor that leave a kernel of one read enough registers on every architecture. With two, one writes while the
+// other reads; not for the sums of several channels a thread, nor for two tensors.
+POPNORM_INLINE constexpr int resident_blocks(bool forward, bool rows) { return forward && rows ? 2 : 1; }
 
 // On the plain path no chunk is kept: what is needed again is read again.
 struct KeepNothing {

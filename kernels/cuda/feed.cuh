@@ -40,7 +40,7 @@ __device__ __forceinline__ void feed_running(const FeedArgs& args, std::int64_t 
 }
 
 template <class Unused>
-__global__ void __launch_bounds__(kThreads) feed_kernel(const __grid_constant__ FeedArgs args) {
+__global__ void __launch_bounds__(kThreads, 1) feed_kernel(const __grid_constant__ FeedArgs args) {
   void* const shared = shared_memory<std::byte>();
   const Columns one(1);
   bool taken = false;

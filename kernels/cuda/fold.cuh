@@ -129,7 +129,7 @@ __device__ __forceinline__ StatisticsRow<A> put_row(const FoldArgs<A>& args, std
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads) fold_kernel(const __grid_constant__ FoldArgs<A> args) {
+__global__ void __launch_bounds__(kThreads, 1) fold_kernel(const __grid_constant__ FoldArgs<A> args) {
   void* const shared = shared_memory<std::byte>();
   const Columns columns(args.columns);
   const std::int64_t c = std::int64_t{blockIdx.x} * args.columns + columns.of_x();

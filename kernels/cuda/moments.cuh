@@ -115,15 +115,8 @@ __device__ __forceinline__ void chunk_moments(const Chunk<T, kRows>& held, const
   }
 }
 
-// An element and where it is: the earlier of two.
-struct Earliest {
-  double position;
-  double value;
-};
-struct Earlier {
-  POPNORM_INLINE Earliest operator()(const Earliest& a, const Earliest& b) const {
-    return b.position < a.position ? b : a;
-  }
+struct Least {
+  POPNORM_INLINE double operator()(double a, double b) const { return b < a ? b : a; }
 };
 
 // As chunk_moments, of elements that have weights or are absent, in double throughout.
@@ -137,15 +130,21 @@ __device__ __forceinline__ void weighted_chunk_moments(Chunk<T, kRows>& held, co
   held.weigh(presence, range, weight);
   const auto value = [&](int i) { return static_cast<double>(to_arithmetic(held.held[i])); };
   const auto weight_of = [&](int i) { return static_cast<double>(weight[S::weight(i / S::kPack, i % S::kPack)]); };
-  Earliest pivot[S::kChannels];
+  // The first element that is present in the block, whose position all channels share: from the one thread that holds it.
+  double position = std::numeric_limits<double>::infinity();
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i)
+    if (held.has(i)) position = Least()(position, S::position(i));
+  const double first = block_reduce(position, columns, shared, Least());
+  double pivot[S::kChannels]{};
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i)
+    if (held.has(i) && S::position(i) == first) pivot[kRows ? 0 : i % S::kPack] = value(i);
+  block_reduce(pivot, columns, shared, Add());
   TwoSums sums[S::kChannels];
-#pragma unroll
-  for (int k = 0; k < S::kChannels; ++k) pivot[k] = {std::numeric_limits<double>::infinity(), 0};
-#pragma unroll
-  for (int i = kHeld - 1; i >= 0; --i)
-    if (held.has(i)) pivot[kRows ? 0 : i % S::kPack] = {static_cast<double>(S::position(i)), value(i)};
-  block_reduce(pivot, columns, shared, Earlier());
   // Around the first that is present, which a constant channel equals, then around the mean.
+  double all = 0;  // what a position weighs it weighs in every channel
+#pragma unroll 1
   for (int sweep = 0; sweep < 2; ++sweep) {
 #pragma unroll
     for (int k = 0; k < S::kChannels; ++k) {
@@ -154,32 +153,32 @@ __device__ __forceinline__ void weighted_chunk_moments(Chunk<T, kRows>& held, co
       for (int e = 0; e < S::kPerChannel; ++e) {
         const int i = S::element(e, k);
         if (!held.has(i)) continue;
-        const double w = weight_of(i), d = value(i) - pivot[k].value;
+        const double w = weight_of(i), d = value(i) - pivot[k];
         sums[k].first += w * d;
         sums[k].second += sweep == 0 ? w : w * (d * d);
       }
     }
     block_reduce(sums, columns, shared, Add());
+    if (sweep == 1) break;
+    all = sums[0].second;
 #pragma unroll
-    for (int k = 0; k < S::kChannels; ++k) {
-      if (sweep == 1) {
-        const double off = moments[k].weight > 0 ? sums[k].first / moments[k].weight : 0;
-        moments[k] = {moments[k].weight, pivot[k].value + off, sums[k].second - sums[k].first * off};
-      } else {
-        moments[k] = {sums[k].second, 0, 0};
-        if (sums[k].second > 0) pivot[k].value += sums[k].first / sums[k].second;
-      }
-    }
+    for (int k = 0; k < S::kChannels; ++k)
+      if (all > 0) pivot[k] += sums[k].first / all;
+  }
+#pragma unroll
+  for (int k = 0; k < S::kChannels; ++k) {
+    const double off = all > 0 ? sums[k].first / all : 0;
+    moments[k] = {all, pivot[k] + off, sums[k].second - sums[k].first * off};
   }
 }
 
-// The moments of a tile, loaded chunk by chunk, each of which `keep` gets. Threads whose threadIdx.y is 0 get them.
+// The moments of a tile, loaded chunk by chunk, each of which `keep` gets. They lie in shared memory behind what reductions need
+// (there are registers for better things), where those threads find theirs whose threadIdx.y is 0.
 template <class A, class T, bool kRows, bool kWeighted, class Keep>
-__device__ __forceinline__ void tile_moments(const MomentsArgs& args, const Tile& tile, std::int64_t c, void* shared,
-                                             Moments (&moments)[Shape<T, kRows>::kChannels], Keep&& keep) {
+__device__ __forceinline__ const Moments* tile_moments(const MomentsArgs& args, const Tile& tile, std::int64_t c,
+                                                       std::byte* shared, Keep&& keep) {
   using S = Shape<T, kRows>;
-#pragma unroll
-  for (int k = 0; k < S::kChannels; ++k) moments[k] = {};
+  Moments* const own = reinterpret_cast<Moments*>(shared + kReduceBytes) + threadIdx.x * S::kChannels;
   const std::int64_t step = S::positions(static_cast<int>(blockDim.y));
   for (std::int64_t at = tile.begin; at < tile.end; at += step) {
     const Range range{args.extents, args.groups, tile.group, at, at + step < tile.end ? at + step : tile.end, c};
@@ -193,22 +192,23 @@ __device__ __forceinline__ void tile_moments(const MomentsArgs& args, const Tile
       chunk_moments<A>(held, args.x, range, shared, of_chunk);
     if (threadIdx.y != 0) continue;
 #pragma unroll
-    for (int k = 0; k < S::kChannels; ++k) moments[k] = combine(moments[k], of_chunk[k]);
+    for (int k = 0; k < S::kChannels; ++k) own[k] = at == tile.begin ? of_chunk[k] : combine(own[k], of_chunk[k]);
   }
+  return own;
 }
 
 template <class T, bool kRows, bool kWeighted>
 __global__ void __launch_bounds__(kThreads, 1) moments_kernel(const __grid_constant__ MomentsArgs args) {
   using A = Arithmetic<T>;
-  void* const shared = shared_memory<std::byte>();
+  std::byte* const shared = shared_memory<std::byte>();
   const std::int64_t c = first_channel<T, kRows>(blockIdx.x);
   for (std::int64_t number = blockIdx.y; number < args.tiles.count; number += gridDim.y) {
     const Tile tile = Tile::numbered(args.groups, args.tiles, args.extents.s.by(), number);
-    Moments moments[Shape<T, kRows>::kChannels];
-    tile_moments<A, T, kRows, kWeighted>(args, tile, c, shared, moments, KeepNothing());
-    if (threadIdx.y == 0)
-      for_each_channel<T, kRows>(args.extents, c,
-                                 [&](int k) { args.of_tile.put(number * args.extents.c + c + k, moments[k]); });
+    const Moments* own = tile_moments<A, T, kRows, kWeighted>(args, tile, c, shared, KeepNothing());
+    if (threadIdx.y != 0) continue;
+    for_each_channel<T, kRows>(args.extents, c, [&](int k) {
+      args.of_tile.put(number * args.extents.c + c + k, tile.begin < tile.end ? own[k] : Moments{});
+    });
   }
 }
 

@@ -46,7 +46,7 @@ __device__ __forceinline__ void normalize_chunk(const Operand& y, const Range& r
 
 // All samples are walked as one group, each with its own row.
 template <class T, bool kRows, bool kWeighted>
-__global__ void __launch_bounds__(kThreads, kWeighted ? 1 : 0)
+__global__ void __launch_bounds__(kThreads, kWeighted || sizeof(T) == sizeof(double) ? 1 : 0)
     normalize_kernel(const __grid_constant__ NormalizeArgs<Arithmetic<T>> args) {
   using A = Arithmetic<T>;
   const std::int64_t c = first_channel<T, kRows>(blockIdx.x);

@@ -25,20 +25,25 @@ struct Columns {
 inline constexpr std::size_t kPartialBytes = 2 * kThreads * 16;
 inline constexpr std::size_t kReduceBytes = kPartialBytes + kThreads * 24;
 
-// Each value with that of the lane whose number differs by `mask`. V consists of doubles.
+// Each value with that of the lane whose number differs by `mask`, up to four at once. V consists of doubles.
 template <int K, class V, class Op>
 __device__ __forceinline__ void add_lane(V (&value)[K], int mask, const Op& op) {
   static_assert(sizeof(V) % sizeof(double) == 0);
-  union Words {
-    V whole[K];
-    double part[K * sizeof(V) / sizeof(double)];
-    __device__ __forceinline__ Words() {}
-  } theirs;
+  constexpr int kAtOnce = K < 4 ? K : 4;
+  static_assert(K % kAtOnce == 0);
 #pragma unroll
-  for (int k = 0; k < K; ++k) theirs.whole[k] = value[k];
-  shuffle_xor(theirs.part, mask);
+  for (int first = 0; first < K; first += kAtOnce) {
+    union Words {
+      V whole[kAtOnce];
+      double part[kAtOnce * sizeof(V) / sizeof(double)];
+      __device__ __forceinline__ Words() {}
+    } theirs;
 #pragma unroll
-  for (int k = 0; k < K; ++k) value[k] = op(value[k], theirs.whole[k]);
+    for (int k = 0; k < kAtOnce; ++k) theirs.whole[k] = value[first + k];
+    shuffle_xor(theirs.part, mask);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) value[first + k] = op(value[first + k], theirs.whole[k]);
+  }
 }
 
 // K values of every thread, reduced over the threads of a column: lanes that differ in y first, then warps. Every thread gets its

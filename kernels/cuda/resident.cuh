@@ -104,7 +104,7 @@ struct ResidentForwardArgs {
 };
 
 template <class T, bool kRows>
-__global__ void __launch_bounds__(kThreads, resident_blocks(true, kRows, sizeof(T)))
+__global__ void __launch_bounds__(kThreads, resident_blocks(true, kRows))
     resident_forward_kernel(const __grid_constant__ ResidentForwardArgs<Arithmetic<T>> args) {
   using A = Arithmetic<T>;
   std::byte* const shared = shared_memory<std::byte>();
@@ -124,12 +124,11 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(true, kRows, sizeof(
     Slots<T, kRows, 1> slots{shared + kChunksAt, crew.held};
     const std::int64_t number = m.tiles.first(m.groups, m.extents.s.by(), group);
     for (std::int64_t place = share.begin; place < share.end; ++place) {
-      Moments moments[Shape<T, kRows>::kChannels];
-      tile_moments<A, T, kRows, false>(m, Tile(m.groups, m.tiles, m.extents.s.by(), group, place), c, shared, moments,
-                                       slots);
+      const Tile tile(m.groups, m.tiles, m.extents.s.by(), group, place);
+      const Moments* own = tile_moments<A, T, kRows, false>(m, tile, c, shared, slots);
       if (threadIdx.y == 0)
         for_each_channel<T, kRows>(m.extents, c,
-                                   [&](int k) { m.of_tile.put((number + place) * m.extents.c + c + k, moments[k]); });
+                                   [&](int k) { m.of_tile.put((number + place) * m.extents.c + c + k, own[k]); });
     }
     crew.barrier();
     if (!works) continue;
@@ -165,7 +164,7 @@ struct ResidentBackwardArgs {
 };
 
 template <class T, bool kRows>
-__global__ void __launch_bounds__(kThreads, resident_blocks(false, kRows, sizeof(T)))
+__global__ void __launch_bounds__(kThreads, resident_blocks(false, kRows))
     resident_backward_kernel(const __grid_constant__ ResidentBackwardArgs<Arithmetic<T>> args) {
   using A = Arithmetic<T>;
   std::byte* const shared = shared_memory<std::byte>();

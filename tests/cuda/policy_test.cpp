@@ -201,7 +201,7 @@ TEST(CudaBytes, ArePrinted) {
   const popnorm::Problem p = problem(POPNORM_NHWC, 50, 512, 784);
   char text[160];
   describe(p, choose(p, Direction::forward, kH100, "grid", nullptr), text, sizeof(text));
-  EXPECT_EQ(std::string(text), "grid: 52 blocks x 5 teams hold 6 chunks each, 1 launch, reads 1.00 T, writes 1.00 T");
+  EXPECT_EQ(std::string(text), "grid: 24 blocks x 5 teams hold 13 chunks each, 1 launch, reads 1.00 T, writes 1.00 T");
 }
 
 TEST(CudaPolicy, ThatADeviceDoesNotHaveIsPlainAndSaysWhy) {
