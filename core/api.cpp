@@ -43,7 +43,7 @@ using namespace popnorm;
 extern "C" {
 
 const char* popnorm_status_string(popnorm_status status) {
-  switch (status) {
+  switch (number(status)) {
     case POPNORM_SUCCESS:
       return "POPNORM_SUCCESS";
     case POPNORM_INVALID:
@@ -73,7 +73,8 @@ int32_t popnorm_isa_available(int32_t index) {
 }
 int32_t popnorm_backend_available(popnorm_backend backend) {
   const Backend* found = nullptr;
-  const bool exists = backend == POPNORM_BACKEND_AUTO || backend == POPNORM_CPU || backend == POPNORM_CUDA;
+  const int n = number(backend);
+  const bool exists = n >= POPNORM_BACKEND_AUTO && n <= POPNORM_CUDA;
   return exists &&
                  guarded("backend_available", [&] { return find_backend(backend, nullptr, found); }) == POPNORM_SUCCESS
              ? 1

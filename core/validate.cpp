@@ -15,15 +15,6 @@ namespace {
 
 using ll = long long;
 
-// An enum field may hold any number: read it as one.
-template <class Enum>
-int number(const Enum& value) {
-  static_assert(sizeof(Enum) == sizeof(int));
-  int n;
-  std::memcpy(&n, &value, sizeof(n));
-  return n;
-}
-
 template <class Enum>
 popnorm_status check_enum(const char* operation, const char* name, const Enum& value, int last) {
   const int n = number(value);

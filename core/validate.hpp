@@ -25,6 +25,15 @@ popnorm_status read_struct(const char* operation, const Struct* from, Struct& to
   return POPNORM_SUCCESS;
 }
 
+// A caller's enum may hold any number: read it as one.
+template <class Enum>
+int number(const Enum& value) {
+  static_assert(sizeof(Enum) == sizeof(int));
+  int n;
+  std::memcpy(&n, &value, sizeof(n));
+  return n;
+}
+
 struct Options {
   popnorm_backend backend = POPNORM_BACKEND_AUTO;
   popnorm_schedule schedule = POPNORM_SCHEDULE_AUTO;

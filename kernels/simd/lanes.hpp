@@ -276,19 +276,61 @@ POPNORM_INLINE void accumulate(Batch<double>* sum, Batch<float> v) {
   sum[1] += Batch<double>(_mm_cvtps_pd(_mm_movehl_ps(r, r)));
 }
 
+POPNORM_INLINE __m128 widened(const Bf16*, __m128i bits) {
+  return _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), bits));
+}
+// The exponent is rebased by a product, which is exact, of subnormal numbers too; infinities and NaNs keep the highest.
+POPNORM_INLINE __m128 widened(const F16*, __m128i bits) {
+  const __m128i wide = _mm_unpacklo_epi16(bits, _mm_setzero_si128());
+  const __m128i sign = _mm_slli_epi32(_mm_and_si128(wide, _mm_set1_epi32(0x8000)), 16);
+  const __m128i magnitude = _mm_slli_epi32(_mm_and_si128(wide, _mm_set1_epi32(0x7FFF)), 13);
+  const __m128i rebased = _mm_castps_si128(_mm_mul_ps(_mm_castsi128_ps(magnitude), _mm_set1_ps(0x1p112F)));
+  const __m128i highest =
+      _mm_and_si128(_mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x0F7FFFFF)), _mm_set1_epi32(0x7F800000));
+  return _mm_castsi128_ps(_mm_or_si128(sign, _mm_or_si128(rebased, highest)));
+}
+POPNORM_INLINE __m128i chosen(__m128i mask, __m128i p, __m128i q) {
+  return _mm_or_si128(_mm_and_si128(mask, p), _mm_andnot_si128(mask, q));
+}
+// By kernels/storage.hpp: half of a unit less one, and one more where the last digit is odd.
+POPNORM_INLINE __m128i narrowed(const Bf16*, __m128 v) {
+  const __m128i bits = _mm_castps_si128(v);
+  const __m128i odd = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
+  const __m128i rounded = _mm_add_epi32(bits, _mm_add_epi32(odd, _mm_set1_epi32(0x7FFF)));
+  const __m128i nan = _mm_or_si128(bits, _mm_set1_epi32(0x400000));
+  const __m128i upper = _mm_srai_epi32(chosen(_mm_castps_si128(_mm_cmpunord_ps(v, v)), nan, rounded), 16);
+  return _mm_packs_epi32(upper, upper);
+}
+// The same; below 2^-14 an addition of 0.5, whose last digit is 2^-24, rounds.
+POPNORM_INLINE __m128i narrowed(const F16*, __m128 v) {
+  const __m128i bits = _mm_castps_si128(v);
+  const __m128i magnitude = _mm_and_si128(bits, _mm_set1_epi32(0x7FFFFFFF));
+  const __m128i rebased = _mm_sub_epi32(magnitude, _mm_set1_epi32((127 - 15) << 23));
+  const __m128i odd = _mm_and_si128(_mm_srli_epi32(rebased, 13), _mm_set1_epi32(1));
+  const __m128i normal = _mm_srli_epi32(_mm_add_epi32(rebased, _mm_add_epi32(odd, _mm_set1_epi32(0xFFF))), 13);
+  const __m128 half = _mm_set1_ps(0.5F);
+  const __m128i small =
+      _mm_sub_epi32(_mm_castps_si128(_mm_add_ps(_mm_castsi128_ps(magnitude), half)), _mm_castps_si128(half));
+  const __m128i finite = chosen(_mm_cmplt_epi32(magnitude, _mm_set1_epi32(0x38800000)), small, normal);
+  const __m128i all = chosen(_mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x477FFFFF)), _mm_set1_epi32(0x7C00), finite);
+  const __m128i nan = _mm_and_si128(_mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x7F800000)), _mm_set1_epi32(0x200));
+  const __m128i sign = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(0x8000));
+  const __m128i signed_half = _mm_or_si128(sign, _mm_or_si128(all, nan));
+  const __m128i extended = _mm_srai_epi32(_mm_slli_epi32(signed_half, 16), 16);
+  return _mm_packs_epi32(extended, extended);
+}
 template <class H>
 POPNORM_INLINE Batch<float> load_16_bits(const H* from) {
-  return Batch<float>(_mm_setr_ps(to_float(from[0]), to_float(from[1]), to_float(from[2]), to_float(from[3])));
+  return Batch<float>(widened(from, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
 }
 template <class H>
 POPNORM_INLINE Batch<double> widen_16_bits(const H* from) {
-  return Batch<double>(_mm_setr_pd(static_cast<double>(to_float(from[0])), static_cast<double>(to_float(from[1]))));
+  const int pair = static_cast<int>(from[0].bits | static_cast<std::uint32_t>(from[1].bits) << 16);
+  return Batch<double>(_mm_cvtps_pd(widened(from, _mm_cvtsi32_si128(pair))));
 }
 template <class H>
 POPNORM_INLINE void store_16_bits(H* to, Batch<float> v) {
-  float lanes[kWidth<float>];
-  v.store_unaligned(lanes);
-  for (std::int64_t i = 0; i < kWidth<float>; ++i) to[i] = narrow<H>(lanes[i]);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), narrowed(to, v));
 }
 // There is no non-temporal store of so few bytes.
 template <class H>
@@ -307,6 +349,22 @@ POPNORM_INLINE void stream(Bf16* to, Batch<float> v) { stream_16_bits(to, v); }
 POPNORM_INLINE void stream(F16* to, Batch<float> v) { stream_16_bits(to, v); }
 POPNORM_INLINE Batch<double> load_widened(const Bf16* from) { return widen_16_bits(from); }
 POPNORM_INLINE Batch<double> load_widened(const F16* from) { return widen_16_bits(from); }
+#if defined(POPNORM_TIER_AVX512)
+template <class H>
+POPNORM_INLINE Batch<float> load_16_bits_partial(const H* from, std::int64_t n, const Batch<float>& fill) {
+  const __mmask16 mask = mask_of(static_cast<const float*>(nullptr), n);
+  return Batch<float>(_mm512_mask_mov_ps(fill, mask, widened(from, _mm256_maskz_loadu_epi16(mask, from))));
+}
+template <class H>
+POPNORM_INLINE void store_16_bits_partial(H* to, std::int64_t n, const Batch<float>& v) {
+  _mm256_mask_storeu_epi16(to, mask_of(static_cast<const float*>(nullptr), n), narrowed(to, v));
+}
+template <class H>
+POPNORM_INLINE Batch<double> widen_16_bits_partial(const H* from, std::int64_t n) {
+  const __mmask8 mask = mask_of(static_cast<const double*>(nullptr), n);
+  return Batch<double>(_mm512_cvtps_pd(widened(from, _mm_maskz_loadu_epi16(mask, from))));
+}
+#else
 template <class H>
 POPNORM_INLINE Batch<float> load_16_bits_partial(const H* from, std::int64_t n, const Batch<float>& fill) {
   H lanes[kWidth<float>]{};
@@ -325,6 +383,7 @@ POPNORM_INLINE Batch<double> widen_16_bits_partial(const H* from, std::int64_t n
   for (std::int64_t i = 0; i < n; ++i) lanes[i] = from[i];
   return load_widened(lanes);
 }
+#endif
 POPNORM_INLINE Batch<float> load_partial(const Bf16* from, std::int64_t n, const Batch<float>& fill) {
   return load_16_bits_partial(from, n, fill);
 }
