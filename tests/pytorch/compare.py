@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """popnorm against PyTorch: what users of its layers expect, forward, backward and backward of backward.
 
-PyTorch runs in f64 on the values that popnorm is given in f32 or f64. Exits with 77, a skip, where there is no PyTorch.
+PyTorch runs in f64 on the values that popnorm is given in f32 or f64. Exits with 77, a skip, where there is no PyTorch;
+that the structures below are those of the library is checked before.
 """
 
 import argparse
@@ -12,8 +13,7 @@ try:
     import torch
     from torch.nn import functional as F
 except ImportError as error:
-    print(f"SKIP pytorch: {error}")
-    sys.exit(77)
+    torch, missing = None, error
 
 POINTER, SIZE, INT, ENUM, DOUBLE = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64, ctypes.c_int, ctypes.c_double
 
@@ -30,7 +30,7 @@ Map = struct("Map", [("kind", ENUM), ("k", INT)])
 Problem = struct("Problem", [("size", SIZE), ("n c s", INT), ("layout storage parameters statistics", ENUM),
                              ("epsilon", DOUBLE), ("x y dy dx", Strides),
                              ("norm_group population_slot affine_slot", Map), ("weights", ENUM)])
-Batch = struct("Batch", [("norm_group population_slot affine_slot weights", POINTER)])
+Batch = struct("Batch", [("norm_group population_slot affine_slot weights device_status", POINTER)])
 Moments = struct("Moments", [("weight mean m2", POINTER)])
 Source = struct("Source", [("statistics estimator", ENUM), ("mean variance population", POINTER),
                            ("population_bytes", SIZE), ("share renorm_r renorm_d", DOUBLE)])
@@ -39,7 +39,7 @@ Update = struct("Update", [("running_mean running_variance population", POINTER)
 PlanInfo = struct("PlanInfo", [("size workspace_bytes workspace_alignment reserve_bytes reserve_alignment", SIZE),
                                ("backend", ENUM), ("isa", ctypes.c_char_p), ("tiles", INT),
                                ("double_backward_workspace_bytes", SIZE),
-                               ("groups population_slots affine_slots", INT)])
+                               ("groups population_slots affine_slots", INT), ("policy", ctypes.c_char_p)])
 Forward = struct("Forward", [("size", SIZE), ("x y scale shift", POINTER), ("batch", Batch), ("source", Source),
                              ("update", Update), ("saved_mean saved_invstd", POINTER), ("moments", Moments),
                              ("reserve", POINTER), ("reserve_bytes", SIZE), ("workspace", POINTER),
@@ -185,12 +185,34 @@ def compare(library, comparison, shape, layout, dtype):
         comparison.expect(f"{tuple(shape)} {dtype}: {of}", got, reference, dtype)
 
 
+def outdated(library):
+    """Structures whose size the library does not take: its own may have grown."""
+    plan = POINTER()
+    problem = Problem(size=ctypes.sizeof(Problem), n=1, c=1, s=1, epsilon=EPSILON)
+    if library.popnorm_plan_create(ctypes.byref(problem), None, ctypes.byref(plan)) != 0:
+        return [library.popnorm_last_error().decode()]
+    faults = []
+    for entry, args in ((library.popnorm_plan_query, PlanInfo()), (library.popnorm_forward, Forward()),
+                        (library.popnorm_backward, Backward()), (library.popnorm_double_backward, DoubleBackward())):
+        args.size = ctypes.sizeof(args)
+        stream = () if isinstance(args, PlanInfo) else (None,)
+        if entry(plan, ctypes.byref(args), *stream) != 0 and b"struct" in library.popnorm_last_error():
+            faults.append(library.popnorm_last_error().decode())
+    library.popnorm_plan_destroy(plan)
+    return faults
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("library", help="the shared library")
     library = ctypes.CDLL(parser.parse_args().library)
     library.popnorm_last_error.restype = ctypes.c_char_p
     library.popnorm_plan_destroy.argtypes = [POINTER]
+    if faults := outdated(library):
+        sys.exit("\n".join(faults))
+    if torch is None:
+        print(f"SKIP pytorch: {missing}")
+        sys.exit(77)
     torch.manual_seed(20210517)
     comparison = Comparison()
     for shape in ((5, 3, 49), (7, 19, 16), (9, 4, 6), (4, 2, 2000)):
