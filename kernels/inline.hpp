@@ -9,4 +9,7 @@
 #define POPNORM_INLINE [[gnu::always_inline]] inline
 #endif
 
+// For what is used at so many places that copies cost more to compile than a call costs to run. Only in anonymous namespaces.
+#define POPNORM_OUTLINED [[gnu::noinline]]
+
 #endif

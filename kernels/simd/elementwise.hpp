@@ -8,6 +8,15 @@ inline constexpr std::int64_t kLine = 64;
 inline constexpr std::int64_t kPage = 4096;
 inline constexpr std::int64_t kPageStreams = 4;
 
+template <class Op, class Body>
+POPNORM_INLINE void each_input(const Body& body) {
+  unroll<Op::kInputs>(body);
+}
+template <class Op, class Body>
+POPNORM_INLINE void each_row(const Body& body) {
+  unroll<Op::kRows>(body);
+}
+
 template <class Op>
 struct Coefficients {
   Batch<typename Op::Type> row[Op::kRows];
@@ -32,10 +41,10 @@ struct Run {
   template <bool streaming>
   POPNORM_INLINE void vector(std::int64_t e, const Coefficients<Op>& k) const {
     Batch<T> v[Op::kInputs];
-    for (int i = 0; i < Op::kInputs; ++i) {
+    each_input<Op>([&](auto i) __attribute__((always_inline)) {
       if (ahead[i] != 0) prefetch_to_l2(in[i] + e, ahead[i]);
       v[i] = load(in[i] + e);
-    }
+    });
     const Batch<T> result = Op::eval(v, k.row);
     if constexpr (streaming)
       stream(out + e, result);
@@ -46,7 +55,9 @@ struct Run {
   // The n < W elements from e on.
   POPNORM_INLINE void partial(std::int64_t e, std::int64_t n, const Coefficients<Op>& k) const {
     Batch<T> v[Op::kInputs];
-    for (int i = 0; i < Op::kInputs; ++i) v[i] = load_partial(in[i] + e, n, Batch<T>(Arithmetic<T>(0)));
+    each_input<Op>([&](auto i) __attribute__((always_inline)) {
+      v[i] = load_partial(in[i] + e, n, Batch<T>(Arithmetic<T>(0)));
+    });
     store_partial(out + e, n, Op::eval(v, k.row));
   }
 };
@@ -67,7 +78,7 @@ class RowsWalk {
   };
 
   RowsWalk(const Run<Op>& run, const Arithmetic<T>* const* rows, std::int64_t length) : run_(run), length_(length) {
-    for (int r = 0; r < Op::kRows; ++r) rows_[r] = rows[r];
+    each_row<Op>([&](auto r) __attribute__((always_inline)) { rows_[r] = rows[r]; });
   }
 
   const Run<Op>& run() const { return run_; }
@@ -118,7 +129,9 @@ class RowsWalk {
     }
     const Coefficients<Op> next = broadcast(++cursor.row);
     if (left > 0) {
-      for (int r = 0; r < Op::kRows; ++r) cursor.here.row[r] = splice(left, cursor.here.row[r], next.row[r]);
+      each_row<Op>([&](auto r) __attribute__((always_inline)) {
+        cursor.here.row[r] = splice(left, cursor.here.row[r], next.row[r]);
+      });
       run_.template vector<streaming>(cursor.e, cursor.here);
       cursor.e += W;
     }
@@ -128,7 +141,7 @@ class RowsWalk {
 
   POPNORM_INLINE Coefficients<Op> broadcast(std::int64_t row) const {
     Coefficients<Op> k;
-    for (int r = 0; r < Op::kRows; ++r) k.row[r] = Batch<T>(rows_[r][row]);
+    each_row<Op>([&](auto r) __attribute__((always_inline)) { k.row[r] = Batch<T>(rows_[r][row]); });
     return k;
   }
 
@@ -151,7 +164,7 @@ class ColumnsWalk {
   };
 
   ColumnsWalk(const Run<Op>& run, const Arithmetic<T>* const* rows, std::int64_t period) : run_(run), period_(period) {
-    for (int r = 0; r < Op::kRows; ++r) rows_[r] = rows[r];
+    each_row<Op>([&](auto r) __attribute__((always_inline)) { rows_[r] = rows[r]; });
   }
 
   const Run<Op>& run() const { return run_; }
@@ -167,7 +180,7 @@ class ColumnsWalk {
       const std::int64_t stop = position_end < to ? position_end : to;
       for (; e < stop; e += W, c += W) {
         Coefficients<Op> k;
-        for (int r = 0; r < Op::kRows; ++r) k.row[r] = load(rows_[r] + c);
+        each_row<Op>([&](auto r) __attribute__((always_inline)) { k.row[r] = load(rows_[r] + c); });
         run_.template vector<streaming>(e, k);
       }
       if (c >= period_) c = c < 2 * period_ ? c - period_ : c % period_;
@@ -181,7 +194,9 @@ class ColumnsWalk {
       const std::int64_t left = end - e < period_ - c ? end - e : period_ - c;
       const std::int64_t n = left < W - 1 ? left : W - 1;
       Coefficients<Op> k;
-      for (int r = 0; r < Op::kRows; ++r) k.row[r] = load_partial(rows_[r] + c, n, Batch<T>(Arithmetic<T>(0)));
+      each_row<Op>([&](auto r) __attribute__((always_inline)) {
+        k.row[r] = load_partial(rows_[r] + c, n, Batch<T>(Arithmetic<T>(0)));
+      });
       run_.partial(e, n, k);
       e += n;
     }
@@ -202,7 +217,7 @@ class PeriodicRows {
   static constexpr std::int64_t kLongest = 512;
 
   PeriodicRows() {
-    for (int r = 0; r < Op::kRows; ++r) row_[r] = table_[r];
+    each_row<Op>([&](auto r) __attribute__((always_inline)) { row_[r] = table_[r]; });
   }
   // Channels [at, at + count) of the period. To be called in ascending order of `at`.
   void put(const Arithmetic<T>* const* rows, std::int64_t at, std::int64_t count) {
@@ -271,6 +286,13 @@ POPNORM_INLINE void sweep(const Walk& walk, Stores stores) {
   }
 }
 
+// The columns form has many ways to come here: one copy serves them all.
+template <class Op>
+POPNORM_OUTLINED void sweep_columns(const ColumnsWalk<Op>& given, Stores stores) {
+  const ColumnsWalk<Op> walk = given;  // in registers: stores cannot change it
+  sweep(walk, stores);
+}
+
 template <class Op>
 struct ElementwiseArgs {
   using T = typename Op::Type;
@@ -284,7 +306,7 @@ struct ElementwiseArgs {
   // The coefficients of the block's k-th sample from channel c on.
   POPNORM_INLINE void rows_of(std::int64_t k, std::int64_t c, const Arithmetic<T>** to) const {
     const std::int64_t at = (choice.row != nullptr ? choice.row[k] * choice.pitch : 0) + c;
-    for (int r = 0; r < Op::kRows; ++r) to[r] = rows[r] + at;
+    each_row<Op>([&](auto r) __attribute__((always_inline)) { to[r] = rows[r] + at; });
   }
 
   // Whether successive samples of one row, `length` elements each, lie end to end in every tensor.
@@ -341,7 +363,7 @@ POPNORM_INLINE void elementwise_positions(const ElementwiseArgs<Op>& args, std::
   const Block& block = args.block;
   const std::int64_t sample = sample_of(block, k);
   for (std::int64_t s = 0; s < block.positions; s += step)
-    sweep(ColumnsWalk<Op>(args.run(sample, s, step * block.channels), rows, block.channels), args.stores);
+    sweep_columns(ColumnsWalk<Op>(args.run(sample, s, step * block.channels), rows, block.channels), args.stores);
 }
 
 // Rows of coefficients beyond this leave the first-level cache before the next position needs them.
@@ -358,14 +380,15 @@ POPNORM_INLINE void elementwise_wide(const ElementwiseArgs<Op>& args, std::int64
     const Run<Op> run = args.run(sample, s, 4 * block.channels);
     for (std::int64_t c = 0; c < block.channels; c += Run<Op>::W) {
       Coefficients<Op> here;
-      for (int r = 0; r < Op::kRows; ++r) here.row[r] = load(rows[r] + c);
+      each_row<Op>([&](auto r) __attribute__((always_inline)) { here.row[r] = load(rows[r] + c); });
       unroll<4>([&](auto r)
                     __attribute__((always_inline)) { run.template vector<streaming>(r * block.channels + c, here); });
     }
   }
   if (fours < block.positions)
-    sweep(ColumnsWalk<Op>(args.run(sample, fours, (block.positions - fours) * block.channels), rows, block.channels),
-          args.stores);
+    sweep_columns(
+        ColumnsWalk<Op>(args.run(sample, fours, (block.positions - fours) * block.channels), rows, block.channels),
+        args.stores);
 }
 
 // Samples of one position each that lie end to end but have different rows: the rows of several samples make one period.
@@ -385,7 +408,7 @@ POPNORM_INLINE void elementwise_mixed(const ElementwiseArgs<Op>& args, PeriodicR
       table.put(rows, i * block.channels, block.channels);
     }
     table.close(period);
-    sweep(ColumnsWalk<Op>(args.run(k, 0, period), table.rows(), period), args.stores);
+    sweep_columns(ColumnsWalk<Op>(args.run(k, 0, period), table.rows(), period), args.stores);
   }
 }
 
@@ -400,7 +423,7 @@ POPNORM_INLINE void elementwise_chosen(const ElementwiseArgs<Op>& args) {
     args.rows_of(k, 0, rows);
     for (std::int64_t c = 0; c < channels; c += kWidth<T>) {
       Coefficients<Op> here;
-      for (int r = 0; r < Op::kRows; ++r) here.row[r] = load(rows[r] + c);
+      each_row<Op>([&](auto r) __attribute__((always_inline)) { here.row[r] = load(rows[r] + c); });
       run.template vector<streaming>(k * channels + c, here);
     }
   }
@@ -418,12 +441,14 @@ POPNORM_INLINE void elementwise_chosen_pairs(const ElementwiseArgs<Op>& args) {
   for (std::int64_t k = 0; k < pairs; k += 2) {
     args.rows_of(k, 0, rows[0]);
     args.rows_of(k + 1, 0, rows[1]);
-    for (int r = 0; r < Op::kRows; ++r) here.row[r] = load_halves(rows[0][r], rows[1][r]);
+    each_row<Op>([&](auto r) __attribute__((always_inline)) { here.row[r] = load_halves(rows[0][r], rows[1][r]); });
     run.template vector<streaming>(k * channels, here);
   }
   if (pairs == args.block.samples) return;
   args.rows_of(pairs, 0, rows[0]);
-  for (int r = 0; r < Op::kRows; ++r) here.row[r] = load_partial(rows[0][r], channels, Batch<T>(Arithmetic<T>(0)));
+  each_row<Op>([&](auto r) __attribute__((always_inline)) {
+    here.row[r] = load_partial(rows[0][r], channels, Batch<T>(Arithmetic<T>(0)));
+  });
   run.partial(pairs * channels, channels, here);
 }
 

@@ -236,25 +236,25 @@ POPNORM_INLINE Batch<double> load_widened(const float* from) {
   return Batch<double>(_mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)))));
 }
 template <class T>
-POPNORM_INLINE Batch<T> load_partial(const T* from, std::int64_t n, Batch<T> fill) {
+POPNORM_OUTLINED Batch<T> load_partial(const T* from, std::int64_t n, Batch<T> fill) {
   T lanes[kWidth<T>];
   fill.store_unaligned(lanes);
   for (std::int64_t i = 0; i < n; ++i) lanes[i] = from[i];
   return load(lanes);
 }
 template <class T>
-POPNORM_INLINE void store_partial(T* to, std::int64_t n, Batch<T> v) {
+POPNORM_OUTLINED void store_partial(T* to, std::int64_t n, Batch<T> v) {
   T lanes[kWidth<T>];
   v.store_unaligned(lanes);
   for (std::int64_t i = 0; i < n; ++i) to[i] = lanes[i];
 }
-POPNORM_INLINE Batch<double> load_widened_partial(const float* from, std::int64_t n) {
+POPNORM_OUTLINED Batch<double> load_widened_partial(const float* from, std::int64_t n) {
   double lanes[2] = {0, 0};
   for (std::int64_t i = 0; i < n; ++i) lanes[i] = static_cast<double>(from[i]);
   return load(lanes);
 }
 template <class A>
-POPNORM_INLINE Vector<A> splice(std::int64_t k, Vector<A> p, Vector<A> q) {
+POPNORM_OUTLINED Vector<A> splice(std::int64_t k, Vector<A> p, Vector<A> q) {
   A lanes[kWidth<A>];
   A tail[kWidth<A>];
   p.store_unaligned(lanes);
@@ -366,19 +366,19 @@ POPNORM_INLINE Batch<double> widen_16_bits_partial(const H* from, std::int64_t n
 }
 #else
 template <class H>
-POPNORM_INLINE Batch<float> load_16_bits_partial(const H* from, std::int64_t n, const Batch<float>& fill) {
+POPNORM_OUTLINED Batch<float> load_16_bits_partial(const H* from, std::int64_t n, const Batch<float>& fill) {
   H lanes[kWidth<float>]{};
   for (std::int64_t i = 0; i < n; ++i) lanes[i] = from[i];
   return splice(n, load(lanes), fill);
 }
 template <class H>
-POPNORM_INLINE void store_16_bits_partial(H* to, std::int64_t n, const Batch<float>& v) {
+POPNORM_OUTLINED void store_16_bits_partial(H* to, std::int64_t n, const Batch<float>& v) {
   H lanes[kWidth<float>];
   put(lanes, v);
   for (std::int64_t i = 0; i < n; ++i) to[i] = lanes[i];
 }
 template <class H>
-POPNORM_INLINE Batch<double> widen_16_bits_partial(const H* from, std::int64_t n) {
+POPNORM_OUTLINED Batch<double> widen_16_bits_partial(const H* from, std::int64_t n) {
   H lanes[kWidth<double>]{};
   for (std::int64_t i = 0; i < n; ++i) lanes[i] = from[i];
   return load_widened(lanes);

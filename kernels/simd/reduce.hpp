@@ -7,7 +7,8 @@
 // A Leaf gives the two terms of a vector:  Row row(k);  terms(row, i, p, q);  partial(row, i, n, p, q)  with zeros for
 // the lanes n and beyond.
 
-inline constexpr std::int64_t kBlock = 8;
+inline constexpr std::int64_t kFour = 4;
+inline constexpr std::int64_t kBlock = 2 * kFour;
 
 POPNORM_INLINE std::int64_t sample_of(const Block& block, std::int64_t k) { return block.index ? block.index[k] : k; }
 
@@ -40,16 +41,19 @@ POPNORM_INLINE void reduce_vectors(const Leaf& leaf, const typename Leaf::Row* r
   });
 }
 
+// Rows of at most 4 vectors: as many of them as make up to kBlock vectors, the last few one by one.
 template <std::int64_t vectors, class Leaf>
 POPNORM_INLINE void reduce_short_rows(const Leaf& leaf, const Block& block, std::int64_t tail, LaneSums& sums) {
-  constexpr std::int64_t rows = kBlock / vectors;
-  std::int64_t k = 0;
-  for (; k + rows <= block.samples; k += rows) {
+  constexpr std::int64_t together = kBlock / vectors;
+  // Rows that fill whole fours may as well be summed a four at a time.
+  constexpr std::int64_t rows = vectors * together == kBlock ? kFour / vectors : together;
+  const std::int64_t whole = block.samples / together * together;
+  for (std::int64_t k = 0; k < whole; k += rows) {
     Array<typename Leaf::Row, rows> row;
     for (std::int64_t r = 0; r < rows; ++r) row[r] = leaf.row(sample_of(block, k + r));
     reduce_vectors<vectors, rows>(leaf, row, 0, tail, sums);
   }
-  for (; k < block.samples; ++k) {
+  for (std::int64_t k = whole; k < block.samples; ++k) {
     const typename Leaf::Row row = leaf.row(sample_of(block, k));
     reduce_vectors<vectors, 1>(leaf, &row, 0, tail, sums);
   }
@@ -59,12 +63,13 @@ template <class Leaf>
 POPNORM_INLINE void reduce_long_rows(const Leaf& leaf, const Block& block, LaneSums& sums) {
   const std::int64_t full = block.positions / kLanes;
   const std::int64_t tail = block.positions % kLanes;
-  const std::int64_t whole = full / kBlock * kBlock;
+  const std::int64_t vectors = full + (tail > 0);
+  const std::int64_t fours = tail > 0 ? full / kFour : (full - 1) / kFour;  // all but the last, whole or not
   for (std::int64_t k = 0; k < block.samples; ++k) {
     const typename Leaf::Row row = leaf.row(sample_of(block, k));
-    for (std::int64_t v = 0; v < whole; v += kBlock) reduce_vectors<kBlock, 1>(leaf, &row, v * kLanes, 0, sums);
-    const std::int64_t i = whole * kLanes;
-    switch (full - whole + (tail > 0)) {
+    for (std::int64_t v = 0; v < fours; ++v) reduce_vectors<kFour, 1>(leaf, &row, v * kFour * kLanes, 0, sums);
+    const std::int64_t i = fours * kFour * kLanes;
+    switch (vectors - fours * kFour) {
       case 1:
         reduce_vectors<1, 1>(leaf, &row, i, tail, sums);
         break;
@@ -74,22 +79,8 @@ POPNORM_INLINE void reduce_long_rows(const Leaf& leaf, const Block& block, LaneS
       case 3:
         reduce_vectors<3, 1>(leaf, &row, i, tail, sums);
         break;
-      case 4:
-        reduce_vectors<4, 1>(leaf, &row, i, tail, sums);
-        break;
-      case 5:
-        reduce_vectors<5, 1>(leaf, &row, i, tail, sums);
-        break;
-      case 6:
-        reduce_vectors<6, 1>(leaf, &row, i, tail, sums);
-        break;
-      case 7:
-        reduce_vectors<7, 1>(leaf, &row, i, tail, sums);
-        break;
-      case 8:
-        reduce_vectors<8, 1>(leaf, &row, i, tail, sums);
-        break;
       default:
+        reduce_vectors<4, 1>(leaf, &row, i, tail, sums);
         break;
     }
   }
