@@ -40,6 +40,10 @@ struct Problem {
   Map population_slot;
   Map affine_slot;
   popnorm_weights weights = POPNORM_UNWEIGHTED;
+  popnorm_activation activation = POPNORM_IDENTITY;
+  double slope = 1;  // of LEAKY_RELU
+  bool adds_residual = false;
+  Strides residual, dresidual;
 
   std::int64_t elements() const { return n * c * s; }
   double weight() const { return static_cast<double>(n * s); }
@@ -50,6 +54,10 @@ struct Problem {
   }
   // What says which statistics row a sample has.
   const Map& row_map(popnorm_statistics source) const { return source == POPNORM_GIVEN ? population_slot : norm_group; }
+  // Whether anything follows normalization; whether its gradient needs a mask, or can recompute from x what was stopped.
+  bool fused() const { return activation != POPNORM_IDENTITY || adds_residual; }
+  bool masked() const { return activation != POPNORM_IDENTITY && adds_residual; }
+  bool recomputes() const { return activation != POPNORM_IDENTITY && !adds_residual; }
   // Rows of one sample, and elements of a row.
   std::int64_t rows() const { return form == Form::rows ? c : s; }
   std::int64_t row_length() const { return form == Form::rows ? s : c; }

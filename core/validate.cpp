@@ -148,13 +148,14 @@ class Memory {
   }
 
   popnorm_status reserve(const void* first, std::size_t bytes, bool written) {
+    reserve_ = count_;
     POPNORM_TRY(buffer("reserve", first, bytes, plan_.reserve_bytes, written));
     if (written || on_device() || reserve_matches(*static_cast<const ReserveHeader*>(first), problem_))
       return POPNORM_SUCCESS;
     return fail(
         POPNORM_INVALID,
         "%s: reserve was not written by a forward or finalize of this problem (C = %lld, %lld groups, %lld population "
-        "slots, %lld affine slots, this storage type); pass forward's",
+        "slots, %lld affine slots, this storage type and activation); pass forward's",
         operation_, ll{problem_.c}, ll{problem_.norm_group.count}, ll{problem_.population_slot.count},
         ll{problem_.affine_slot.count});
   }
@@ -211,9 +212,46 @@ class Memory {
     return check_one_each(operation_, "norm_group", a, "population_slot", b, problem_.n, why);
   }
 
+  // What is added to the normalized, or the gradient of it.
+  popnorm_status residual(const char* name, const void* first, const Strides& strides, bool written, bool required) {
+    if (problem_.adds_residual) {
+      if (first == nullptr && !required) return POPNORM_SUCCESS;
+      return tensor(name, first, strides, written);
+    }
+    if (first == nullptr) return POPNORM_SUCCESS;
+    return fail(POPNORM_INVALID, "%s: %s is not null, must be: the problem's adds_residual is 0", operation_, name);
+  }
+
+  // dx and dresidual, at least one of them.
+  popnorm_status gradients(void* dx, void* dresidual, const char* others, bool any_other) {
+    if (dx == nullptr && dresidual == nullptr && !any_other)
+      return fail(POPNORM_INVALID, "%s: dx, dresidual%s are all null, at least one must be asked for", operation_,
+                  others);
+    if (dx != nullptr) POPNORM_TRY(tensor("dx", dx, problem_.dx, true));
+    return residual("dresidual", dresidual, problem_.dresidual, true, false);
+  }
+
   // The reserve of a forward with the same labels.
   popnorm_status reserve_of(const void* first, std::size_t bytes, const popnorm_batch& b) {
     POPNORM_TRY(reserve(first, bytes, false));
+    return labels_of_reserve(first, b);
+  }
+  // The same, to write where the activation stopped.
+  popnorm_status reserve_to_mask(const void* first, std::size_t bytes, const popnorm_batch& b) {
+    POPNORM_TRY(reserve_of(first, bytes, b));
+    if (problem_.masked()) region_[reserve_].written = true;
+    return POPNORM_SUCCESS;
+  }
+  // The same, for backward.
+  popnorm_status reserve_with_mask(const void* first, std::size_t bytes, const popnorm_batch& b) {
+    POPNORM_TRY(reserve_of(first, bytes, b));
+    if (!problem_.masked() || on_device() || static_cast<const ReserveHeader*>(first)->masked != 0)
+      return POPNORM_SUCCESS;
+    return fail(POPNORM_INVALID, "%s: reserve does not say where the activation stopped, must: call normalize first",
+                operation_);
+  }
+
+  popnorm_status labels_of_reserve(const void* first, const popnorm_batch& b) {
     if (on_device()) return batch(b, {false, false, false});
     const auto& header = *static_cast<const ReserveHeader*>(first);
     const auto statistics = static_cast<popnorm_statistics>(header.statistics);
@@ -329,8 +367,11 @@ class Memory {
   // What is read before it is written.
   static bool in_place(const Region& w, const Region& o) {
     constexpr const char* kPairs[][2] = {{"y", "x"},
+                                         {"y", "residual"},
                                          {"dx", "x"},
                                          {"dx", "dy"},
+                                         {"dresidual", "x"},
+                                         {"dresidual", "dy"},
                                          {"update.running_mean", "source.mean"},
                                          {"update.running_variance", "source.variance"},
                                          {"update.population", "source.population"}};
@@ -370,6 +411,7 @@ class Memory {
   const Plan& plan_;
   Region region_[32] = {};
   int count_ = 0;
+  int reserve_ = 0;  // where its region is
 };
 
 popnorm_status check_moments_values(const char* operation, const popnorm_moment_arrays& m, std::int64_t count) {
@@ -479,6 +521,27 @@ popnorm_status resolve_map(const char* name, const popnorm_map& from, std::int64
   return POPNORM_SUCCESS;
 }
 
+// What follows normalization. Without a residual its strides are those of dx, which any form suits that suits dx.
+popnorm_status resolve_fusions(const popnorm_problem& from, Problem& to) {
+  POPNORM_TRY(check_enum("plan", "activation", from.activation, POPNORM_LEAKY_RELU));
+  to.activation = from.activation;
+  if (from.activation == POPNORM_LEAKY_RELU) {
+    const bool fits = to.storage == POPNORM_F64 || std::abs(from.slope) <= std::numeric_limits<float>::max();
+    if (!std::isfinite(from.slope) || !fits)
+      return fail(POPNORM_INVALID, "plan: slope is %g, must be finite in the arithmetic type", from.slope);
+    to.slope = from.slope;
+  }
+  if (from.adds_residual != 0 && from.adds_residual != 1)
+    return fail(POPNORM_INVALID, "plan: adds_residual is %d, must be 0 or 1", from.adds_residual);
+  to.adds_residual = from.adds_residual == 1;
+  if (!to.adds_residual) {
+    to.residual = to.dresidual = to.dx;
+    return POPNORM_SUCCESS;
+  }
+  POPNORM_TRY(resolve_strides("residual", to, to.layout, from.residual, to.residual));
+  return resolve_strides("dresidual", to, to.layout, from.dresidual, to.dresidual);
+}
+
 }  // namespace
 
 popnorm_status check_size(const char* operation, const void* from, std::size_t known) {
@@ -542,11 +605,12 @@ popnorm_status validate_problem(const popnorm_problem* from, Problem& p) {
   POPNORM_TRY(resolve_strides("y", p, p.layout, q.y, p.y));
   POPNORM_TRY(resolve_strides("dy", p, p.layout, q.dy, p.dy));
   POPNORM_TRY(resolve_strides("dx", p, p.layout, q.dx, p.dx));
+  POPNORM_TRY(resolve_fusions(q, p));
 
   // Vectors run over whatever is contiguous. Where channels (NCHW with s = 1) or positions (NHWC with c = 1) are too,
   // the other form is the efficient one.
   p.form = p.layout == POPNORM_NCHW ? Form::rows : Form::columns;
-  Strides* const strides[] = {&p.x, &p.y, &p.dy, &p.dx};
+  Strides* const strides[] = {&p.x, &p.y, &p.dy, &p.dx, &p.residual, &p.dresidual};
   bool dense = true;
   for (const Strides* t : strides) dense = dense && t->row == 1;
   if (dense && (p.form == Form::rows ? p.s == 1 : p.c == 1)) {
@@ -577,6 +641,7 @@ popnorm_status validate(const Plan& plan, const popnorm_forward_args& a) {
   Memory memory("forward", plan);
   POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
   POPNORM_TRY(memory.tensor("y", a.y, p.y, true));
+  POPNORM_TRY(memory.residual("residual", a.residual, p.residual, false, true));
   POPNORM_TRY(check_statistics("forward", p, a, memory));
   if (a.moments.weight != nullptr || a.moments.mean != nullptr || a.moments.m2 != nullptr)
     POPNORM_TRY(memory.moments("moments", a.moments, p.norm_group.count * p.c, true));
@@ -594,13 +659,11 @@ popnorm_status validate(const Plan& plan, const popnorm_forward_args& a) {
 popnorm_status validate(const Plan& plan, const popnorm_backward_args& a) {
   const Problem& p = plan.problem;
   Memory memory("backward", plan);
-  if (a.dx == nullptr && a.dscale == nullptr && a.dshift == nullptr)
-    return fail(POPNORM_INVALID, "backward: dx, dscale and dshift are all null, at least one must be asked for");
   if (a.accumulate != 0 && a.accumulate != 1)
     return fail(POPNORM_INVALID, "backward: accumulate is %d, must be 0 or 1", a.accumulate);
   POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
   POPNORM_TRY(memory.tensor("dy", a.dy, p.dy, false));
-  if (a.dx != nullptr) POPNORM_TRY(memory.tensor("dx", a.dx, p.dx, true));
+  POPNORM_TRY(memory.gradients(a.dx, a.dresidual, ", dscale and dshift", a.dscale != nullptr || a.dshift != nullptr));
   const std::int64_t scales = p.affine_slot.count * p.c;
   POPNORM_TRY(memory.array("dscale", a.dscale, scales, size_of(p.parameters), true));
   POPNORM_TRY(memory.array("dshift", a.dshift, scales, size_of(p.parameters), true));
@@ -616,15 +679,16 @@ popnorm_status validate(const Plan& plan, const popnorm_backward_args& a) {
     if (a.statistics != POPNORM_BATCH)
       return fail(POPNORM_INVALID, "backward: statistics is %d, must be 0 with a reserve (it holds its source)",
                   number(a.statistics));
-    POPNORM_TRY(memory.reserve_of(a.reserve, a.reserve_bytes, a.batch));
+    POPNORM_TRY(memory.reserve_with_mask(a.reserve, a.reserve_bytes, a.batch));
   } else {
     if (!saved)
       return fail(POPNORM_INVALID,
                   "backward: reserve is null, must be forward's (or give saved_mean and saved_invstd)");
-    if (!p.plain() || p.weights != POPNORM_UNWEIGHTED || a.statistics > POPNORM_GIVEN)
+    if (!p.plain() || p.weights != POPNORM_UNWEIGHTED || a.statistics > POPNORM_GIVEN ||
+        p.activation != POPNORM_IDENTITY)
       return fail(POPNORM_UNSUPPORTED,
-                  "backward: saved_mean and saved_invstd do not tell enough for maps, weights, BLEND or RENORM; pass "
-                  "forward's reserve");
+                  "backward: saved_mean and saved_invstd do not tell enough for maps, weights, BLEND, RENORM or an "
+                  "activation; pass forward's reserve");
     POPNORM_TRY(memory.required("saved_mean", a.saved_mean, p.c, size_of(p.statistics), false));
     POPNORM_TRY(memory.required("saved_invstd", a.saved_invstd, p.c, size_of(p.statistics), false));
     POPNORM_TRY(memory.array("scale", a.scale, p.c, size_of(p.parameters), false));
@@ -702,7 +766,8 @@ popnorm_status validate(const Plan& plan, const popnorm_normalize_args& a) {
   Memory memory("normalize", plan);
   POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
   POPNORM_TRY(memory.tensor("y", a.y, p.y, true));
-  POPNORM_TRY(memory.reserve_of(a.reserve, a.reserve_bytes, a.batch));
+  POPNORM_TRY(memory.residual("residual", a.residual, p.residual, false, true));
+  POPNORM_TRY(memory.reserve_to_mask(a.reserve, a.reserve_bytes, a.batch));
   POPNORM_TRY(memory.workspace(a.workspace, a.workspace_bytes));
   return memory.disjoint();
 }
@@ -712,7 +777,7 @@ popnorm_status validate(const Plan& plan, const popnorm_backward_reduce_args& a)
   Memory memory("backward_reduce", plan);
   POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
   POPNORM_TRY(memory.tensor("dy", a.dy, p.dy, false));
-  POPNORM_TRY(memory.reserve_of(a.reserve, a.reserve_bytes, a.batch));
+  POPNORM_TRY(memory.reserve_with_mask(a.reserve, a.reserve_bytes, a.batch));
   const std::int64_t rows = memory.rows_of_reserve(a.reserve) * p.c;
   const std::int64_t scales = p.affine_slot.count * p.c;
   POPNORM_TRY(memory.required("sum_dy", a.sum_dy, rows, sizeof(double), true));
@@ -728,8 +793,8 @@ popnorm_status validate(const Plan& plan, const popnorm_backward_apply_args& a) 
   Memory memory("backward_apply", plan);
   POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
   POPNORM_TRY(memory.tensor("dy", a.dy, p.dy, false));
-  POPNORM_TRY(memory.tensor("dx", a.dx, p.dx, true));
-  POPNORM_TRY(memory.reserve_of(a.reserve, a.reserve_bytes, a.batch));
+  POPNORM_TRY(memory.gradients(a.dx, a.dresidual, "", false));
+  POPNORM_TRY(memory.reserve_with_mask(a.reserve, a.reserve_bytes, a.batch));
   const bool may_be_null = memory.on_device()
                                ? a.sum_dy == nullptr && a.sum_dy_xhat == nullptr
                                : static_cast<const ReserveHeader*>(a.reserve)->statistics == POPNORM_GIVEN;
@@ -753,6 +818,9 @@ popnorm_status validate(const Plan& plan, const popnorm_double_backward_args& a)
   if (is_16_bits(p.storage))
     return fail(POPNORM_UNSUPPORTED, "%s: storage is %s, in which second derivatives lose their digits; use f32 or f64",
                 operation, name_of(p.storage));
+  if (p.fused())
+    return fail(POPNORM_UNSUPPORTED, "%s: the problem has %s, of which there is no second derivative", operation,
+                p.adds_residual ? "a residual" : "an activation");
   POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
   POPNORM_TRY(memory.tensor("dy", a.dy, p.dy, false));
   if (a.v != nullptr) POPNORM_TRY(memory.tensor("v", a.v, p.dx, false));

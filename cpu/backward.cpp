@@ -57,8 +57,10 @@ popnorm_status backward(const Plan& plan, const popnorm_backward_args& a, void* 
     const BackwardSpace<T> space(arena, p, rows);
     const Source<T> source = source_of<T>(p, a, space.row);
     const bool sums = a.dscale != nullptr || a.dshift != nullptr;
-    const Wanted wanted{sums || source.through(), a.dx != nullptr, p.affine_slot.count > 1};
-    const popnorm_status status = run_backward("backward", plan, a.batch, a.x, a.dy, a.dx, space, source, wanted);
+    const bool applies = a.dx != nullptr || a.dresidual != nullptr;
+    const Wanted wanted{sums || (a.dx != nullptr && source.through()), applies, p.affine_slot.count > 1};
+    const popnorm_status status =
+        run_backward("backward", plan, a.batch, a.x, a.dy, a.dx, a.dresidual, space, source, wanted);
     if (status == POPNORM_SUCCESS) deliver(p, space, rows.waves(), a.dscale, a.dshift, a.accumulate != 0);
     return status;
   });
@@ -74,7 +76,7 @@ popnorm_status backward_reduce(const Plan& plan, const popnorm_backward_reduce_a
     const BackwardSpace<T> space(arena, p, rows);
     const Wanted wanted{true, false, p.affine_slot.count > 1, nullptr, nullptr, a.sum_dy, a.sum_dy_xhat};
     const popnorm_status status =
-        run_backward("backward_reduce", plan, a.batch, a.x, a.dy, nullptr, space, source, wanted);
+        run_backward("backward_reduce", plan, a.batch, a.x, a.dy, nullptr, nullptr, space, source, wanted);
     if (status == POPNORM_SUCCESS) deliver(p, space, rows.waves(), a.dscale, a.dshift, false);
     return status;
   });
@@ -88,7 +90,7 @@ popnorm_status backward_apply(const Plan& plan, const popnorm_backward_apply_arg
     Arena arena(a.workspace);
     const BackwardSpace<T> space(arena, p, rows_of(plan, source.statistics));
     const Wanted wanted{false, true, p.affine_slot.count > 1, a.sum_dy, a.sum_dy_xhat};
-    return run_backward("backward_apply", plan, a.batch, a.x, a.dy, a.dx, space, source, wanted);
+    return run_backward("backward_apply", plan, a.batch, a.x, a.dy, a.dx, a.dresidual, space, source, wanted);
   });
 }
 

@@ -16,6 +16,7 @@ struct Source {
   popnorm_statistics statistics;
   double weight;  // where `of` has none
   ReserveArrays<T, const std::byte> of;
+  const std::byte* mask = nullptr;  // of what the activation did not stop
 
   bool through() const { return statistics != POPNORM_GIVEN; }
   double weight_of(std::int64_t i) const { return of.weight != nullptr ? of.weight[i] : weight; }
@@ -24,7 +25,8 @@ struct Source {
 template <class T>
 Source<T> reserved(const Problem& p, const void* reserve) {
   const auto statistics = static_cast<popnorm_statistics>(static_cast<const ReserveHeader*>(reserve)->statistics);
-  return {statistics, 0, reserve_arrays<T>(static_cast<const std::byte*>(reserve), p, statistics)};
+  const auto* bytes = static_cast<const std::byte*>(reserve);
+  return {statistics, 0, reserve_arrays<T>(bytes, p, statistics), mask_of(bytes, p)};
 }
 
 template <class T>
@@ -34,6 +36,7 @@ struct Backward {
   const void* x;
   const void* dy;
   void* dx;
+  void* dresidual;
   const BackwardSpace<T>& space;
   const Source<T>& source;
   const Samples& samples;
@@ -64,17 +67,38 @@ struct Backward {
         return;
       }
       const Slot& n = next >= 0 ? after : s;
-      const BackwardReduceArgs args{Samples::block(s, c),
-                                    samples.input(x, p.x, s, n, c),
-                                    samples.input(dy, p.dy, s, n, c),
-                                    source.of.hi + row_entry(s.of, c.begin),
-                                    space.dy + at,
-                                    space.dy_d + at};
+      const FusedBackwardReduceArgs args{
+          {Samples::block(s, c), samples.input(x, p.x, s, n, c), samples.input(dy, p.dy, s, n, c),
+           source.of.hi + row_entry(s.of, c.begin), space.dy + at, space.dy_d + at},
+          gradient(samples.mask(source.mask, s, c), s.of, c)};
       if (samples.weighted())
         kernels.weighted_backward_reduce({args, samples.weights(s)});
+      else if (p.activation != POPNORM_IDENTITY)
+        kernels.fused_backward_reduce(args);
       else
-        kernels.backward_reduce(args);
+        kernels.backward_reduce(args.of);
     });
+  }
+
+  // What kernels need to know of the activation, for a cell; with a choice of cells, for the first.
+  GradientArgs gradient(const Input& mask, std::int64_t cell, Channels c) const {
+    const Problem& p = plan.problem;
+    GradientArgs args{activation_of(p), mask};
+    if (p.recomputes()) {
+      args.s = space.forward[0] + cell * p.c + c.begin;
+      args.b = space.forward[1] + cell * p.c + c.begin;
+    }
+    return args;
+  }
+
+  // The coefficients that forward had, of channels [c, c + n) of a cell.
+  void recompute_row(std::int64_t cell, std::int64_t c, std::int64_t n) const {
+    const std::int64_t entry = row_entry(cell, c);
+    const std::int64_t affine = cells().affine(cell) * plan.problem.c + c;
+    const std::int64_t to = cell * plan.problem.c + c;
+    kernels.normalize_row({n, source.of.hi + entry, source.of.lo + entry, source.of.invstd + entry,
+                           source.of.scale + affine, source.of.shift + affine, sizeof(T) == sizeof(double),
+                           space.row[0] + to, space.forward[0] + to, space.forward[1] + to});
   }
 
   // The sums of a cell, channels [c, c + n).
@@ -138,35 +162,50 @@ struct Backward {
                           space.row[4] + to});
   }
 
+  // Coefficients of a cell that make dx the gradient itself.
+  void set_identity(std::int64_t cell, std::int64_t c, std::int64_t n) const {
+    const std::int64_t to = cell * plan.problem.c + c;
+    std::copy_n(source.of.hi + row_entry(cell, c), n, space.row[0] + to);
+    std::fill_n(space.row[1] + to, n, T(0));
+    std::fill_n(space.row[2] + to, n, T(1));
+    std::fill_n(space.row[3] + to, n, T(0));
+    std::fill_n(space.row[4] + to, n, T(0));
+  }
+
   static void apply(void* context, const Tile& box, Channels c, std::int64_t ahead) {
     const Backward& b = *static_cast<const Backward*>(context);
     const Problem& p = b.plan.problem;
     b.samples.for_each_part(box, [&](std::int64_t n, std::int64_t count, std::int64_t cell, const RowChoice& choice) {
       const Block block{count, box.s1 - box.s0, c.end - c.begin, nullptr};
       const auto input = [&](const void* tensor, const Strides& strides) {
-        const std::byte* first = b.samples.at(tensor, strides, n, box.s0, c.begin);
-        return Input{first, strides.sample, strides.row,
-                     first + ahead * (p.form == Form::rows ? strides.row : 1) * b.samples.element_bytes()};
+        return b.samples.input(tensor, strides, n, box.s0, c.begin, ahead * (p.form == Form::rows ? strides.row : 1));
       };
-      const Output out{b.samples.at(b.dx, p.dx, n, box.s0, c.begin), p.dx.sample, p.dx.row};
+      const Output out = b.samples.output(b.dx, p.dx, n, box.s0, c.begin);
       const std::int64_t at = cell * p.c + c.begin;
       T* const* row = b.space.row;
-      if (!b.source.through()) {
-        // dx = a*dy: normalize with k1 = k2 = 0, which does not read x.
-        const NormalizeArgs args{block,       input(b.dy, p.dy), out,      row[3] + at,
-                                 row[2] + at, row[4] + at,       b.stores, choice};
+      if (p.fused() || b.samples.weighted()) {
+        const Output residual = b.samples.output(b.dresidual, p.dresidual, n, box.s0, c.begin);
+        // x is not read where nothing depends on it. With no dx, dresidual is the output: the gradient times 1.
+        const bool needs_x = (b.source.through() && b.dx != nullptr) || p.recomputes();
+        const FusedBackwardApplyArgs args{
+            {block, needs_x ? input(b.x, p.x) : input(b.dy, p.dy), input(b.dy, p.dy), b.dx != nullptr ? out : residual,
+             row[0] + at, row[1] + at, row[2] + at, row[3] + at, row[4] + at, b.stores, choice},
+            b.gradient(b.samples.template mask<Input>(b.source.mask, n, box.s0, c.begin), cell, c),
+            b.dx != nullptr ? residual : Output{},
+            !b.source.through() || b.dx == nullptr};
         if (b.samples.weighted())
-          b.kernels.weighted_normalize({args, b.samples.weights(n, box.s0)});
+          b.kernels.weighted_backward_apply({args, b.samples.weights(n, box.s0)});
         else
-          b.kernels.normalize(args);
+          b.kernels.fused_backward_apply(args);
         return;
       }
-      const BackwardApplyArgs args{block,       input(b.x, p.x), input(b.dy, p.dy), out,      row[0] + at, row[1] + at,
-                                   row[2] + at, row[3] + at,     row[4] + at,       b.stores, choice};
-      if (b.samples.weighted())
-        b.kernels.weighted_backward_apply({args, b.samples.weights(n, box.s0)});
-      else
-        b.kernels.backward_apply(args);
+      if (!b.source.through()) {
+        // dx = a*dy: normalize with k1 = k2 = 0, which does not read x.
+        b.kernels.normalize({block, input(b.dy, p.dy), out, row[3] + at, row[2] + at, row[4] + at, b.stores, choice});
+        return;
+      }
+      b.kernels.backward_apply({block, input(b.x, p.x), input(b.dy, p.dy), out, row[0] + at, row[1] + at, row[2] + at,
+                                row[3] + at, row[4] + at, b.stores, choice});
     });
   }
 };
@@ -189,7 +228,10 @@ struct Staged : Backward<T> {
   static void fold(void* context, Channels channels) {
     const Staged& b = *static_cast<const Staged*>(context);
     for_each_piece(channels, [&](std::int64_t c, std::int64_t n) {
-      if (b.wanted.reduces) b.reduce_cells(c, n, b.wanted.scaled);
+      if (b.wanted.reduces)
+        b.reduce_cells(c, n, b.wanted.scaled);
+      else if (b.plan.problem.recomputes())
+        for (std::int64_t cell = 0; cell < b.cells().count(); ++cell) b.recompute_row(cell, c, n);
       for (std::int64_t row = 0; row < b.samples.wave().rows; ++row) b.put_sums(row, c, n);
       for (std::int64_t cell = 0; b.wanted.applies && cell < b.cells().count(); ++cell) b.fold_cell(cell, c, n);
     });
@@ -200,6 +242,7 @@ struct Staged : Backward<T> {
     const Staged& b = *static_cast<const Staged*>(context);
     const Problem& p = b.plan.problem;
     const Channels all{0, p.c};
+    if (p.recomputes()) b.recompute_row(row, 0, p.c);
     const Partition::Of slots = b.slots.slots_of(row);
     for (std::int64_t i = 0; i < slots.count; ++i)
       b.reduce_unit(slots.first + i, i + 1 < slots.count ? slots.first + i + 1 : -1, all);
@@ -211,6 +254,14 @@ struct Staged : Backward<T> {
     });
     const Tile box{b.slots.begin_of(row), b.slots.begin_of(row + 1), 0, p.s};
     if (box.n1 > box.n0 && p.s > 0) Backward<T>::apply(context, box, all, 0);
+  }
+
+  // Before anything is reduced.
+  void recompute_rows() const {
+    if (!this->plan.problem.recomputes()) return;
+    const FpEnvironment environment;
+    for (std::int64_t cell = 0; cell < this->cells().count(); ++cell)
+      this->recompute_row(cell, 0, this->plan.problem.c);
   }
 
   // After rows were run one by one: what they add to the affine slot that they share.
@@ -230,6 +281,7 @@ struct Staged : Backward<T> {
   }
 
   void fold_cell(std::int64_t cell, std::int64_t c, std::int64_t n) const {
+    if (this->dx == nullptr) return this->set_identity(cell, c, n);
     const bool theirs = wanted.sum_dy != nullptr;
     const std::int64_t at = theirs ? this->row_entry(cell, c) : this->cells().row(cell) * this->plan.problem.c + c;
     this->set_row(cell, c, n, (theirs ? wanted.sum_dy : this->space.row_dy) + at,
@@ -239,8 +291,8 @@ struct Staged : Backward<T> {
 
 template <class T>
 popnorm_status run_backward(const char* operation, const Plan& plan, const popnorm_batch& batch, const void* x,
-                            const void* dy, void* dx, const BackwardSpace<T>& space, const Source<T>& source,
-                            const Wanted& wanted) {
+                            const void* dy, void* dx, void* dresidual, const BackwardSpace<T>& space,
+                            const Source<T>& source, const Wanted& wanted) {
   const Problem& p = plan.problem;
   const Rows& rows = rows_of(plan, source.statistics);
   const std::int64_t affine = space.affine_dy == space.row_dy ? 0 : p.affine_slot.count * p.c;
@@ -253,12 +305,13 @@ popnorm_status run_backward(const char* operation, const Plan& plan, const popno
     const Samples samples(plan, batch, source.statistics, wave, space.cells);
     const Partition slots =
         wanted.reduces ? partition_of_cells(rows, wave, samples.cells(), space.slots_of_cells) : Partition();
-    Staged<T> b{{plan, *state_of(plan).kernels, x, dy, dx, space, source, samples, slots}, wanted};
+    Staged<T> b{{plan, *state_of(plan).kernels, x, dy, dx, dresidual, space, source, samples, slots}, wanted};
     const bool independent = wanted.reduces && wanted.applies && source.through() && in_order(rows.map) &&
                              samples.cells().by_row() && p.affine_slot.count == 1;
     const Placement at =
         place(plan, wave, slots.units(), {2, wanted.reduces, wanted.applies}, independent ? wave.rows : 0);
     b.stores = at.blocking.stores;
+    if (wanted.reduces && at.blocking.rows == 0) b.recompute_rows();
     const Stages stages{&b,
                         slots.units(),
                         wanted.reduces ? Backward<T>::reduce : nullptr,

@@ -12,6 +12,7 @@
 
 #include "core/backend.hpp"
 #include "core/partition.hpp"
+#include "core/reserve.hpp"
 #include "cpu/blocking.hpp"
 #include "cpu/executor.hpp"
 #include "cpu/kernel_table.hpp"
@@ -55,6 +56,11 @@ inline void write(void* array, popnorm_type type, std::int64_t i, double value) 
 
 inline Labelled labelled_rows(const Problem& p, popnorm_statistics statistics, const popnorm_batch& batch) {
   return {p.row_map(statistics), statistics == POPNORM_GIVEN ? batch.population_slot : batch.norm_group};
+}
+
+// What follows normalization, as kernels want it.
+inline Activation activation_of(const Problem& p) {
+  return {p.activation == POPNORM_LEAKY_RELU ? p.slope : 1, p.activation != POPNORM_RELU};
 }
 
 // One wave of a call: its samples, its cells, and how kernels find them.
@@ -121,6 +127,33 @@ class Samples {
     return w;
   }
   Weights weights(const Slot& slot) const { return weights(slot.index != nullptr ? 0 : slot.first, slot.s0); }
+
+  // A box of a tensor that is read, samples [n, ...), channels [c, ...); `ahead`: elements to what is prefetched meanwhile.
+  Input input(const void* tensor, const Strides& strides, std::int64_t n, std::int64_t s, std::int64_t c,
+              std::int64_t ahead) const {
+    const std::byte* first = at(tensor, strides, n, s, c);
+    return {first, strides.sample, strides.row, first + ahead * element_bytes()};
+  }
+  // One that is written, or none.
+  Output output(void* tensor, const Strides& strides, std::int64_t n, std::int64_t s, std::int64_t c) const {
+    if (tensor == nullptr) return {};
+    return {at(tensor, strides, n, s, c), strides.sample, strides.row};
+  }
+
+  // A part of the mask, if there is one: Input or Output. Its rows begin at a byte there (tiles and cuts of channels do).
+  template <class Tensor, class Byte>
+  Tensor mask(Byte* first, std::int64_t n, std::int64_t s, std::int64_t c) const {
+    if (first == nullptr) return {};
+    const Problem& p = plan_.problem;
+    const MaskShape shape(p);
+    const std::int64_t row = p.form == Form::rows ? c : s;
+    const std::int64_t element = p.form == Form::rows ? s : c;
+    return {first + (wave_.n0 + n) * shape.sample + row * shape.row + element / 8, shape.sample, shape.row};
+  }
+  template <class Byte>
+  Input mask(Byte* first, const Slot& slot, Channels c) const {
+    return mask<Input>(first, slot.index != nullptr ? 0 : slot.first, slot.s0, c.begin);
+  }
 
   // Splits a box of the output so that each part is one kernel call: body(first sample, samples, cell, choice), where the
   // choice names the cells of a part that has several.

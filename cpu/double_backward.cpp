@@ -83,8 +83,8 @@ popnorm_status sweep(const Plan& original, const popnorm_batch& batch, const Ten
     const Wave wave = rows.wave(plan.problem, i);
     const Samples samples(plan, batch, source.statistics, wave, space.cells);
     const Partition none;
-    Sweep<T, Coefficients> s{{plan, *state_of(plan).kernels, x.first, dy.first, dx, space, both, samples, none},
-                             coefficients};
+    Sweep<T, Coefficients> s{
+        {plan, *state_of(plan).kernels, x.first, dy.first, dx, nullptr, space, both, samples, none}, coefficients};
     const Placement at = place(plan, wave, 0, {2, false, true}, 0);
     s.stores = at.blocking.stores;
     const Stages stages{&s, 0, nullptr, Sweep<T, Coefficients>::fold, Backward<T>::apply};
@@ -99,7 +99,7 @@ popnorm_status sums(const Plan& original, const popnorm_batch& batch, const Tens
                     const BackwardSpace<T>& space, const Source<T>& source, double* out_dy, double* out_product) {
   const Plan plan = with_strides(original, x.strides, dy.strides, original.problem.dx);
   const Wanted wanted{true, false, false, nullptr, nullptr, out_dy, out_product};
-  return run_backward("double_backward", plan, batch, x.first, dy.first, nullptr, space, source, wanted);
+  return run_backward("double_backward", plan, batch, x.first, dy.first, nullptr, nullptr, space, source, wanted);
 }
 
 template <class T>

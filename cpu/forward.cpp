@@ -108,6 +108,11 @@ void put_header(const Problem& p, void* reserve, popnorm_statistics statistics, 
   std::memcpy(reserve, &header, sizeof(header));
 }
 
+// The mask is complete.
+void put_masked(const Problem& p, void* reserve) {
+  if (p.masked()) static_cast<ReserveHeader*>(reserve)->masked = 1;
+}
+
 // What slots have been fed: after all channels are known, since a population takes a batch whole or not at all.
 // moments_at(slot*c + channel).
 template <class MomentsAt>
@@ -137,6 +142,8 @@ struct Forward {
   const ForwardSpace<T>& space;
   const Samples& samples;
   const Partition& groups;
+  const void* residual = nullptr;
+  std::byte* mask = nullptr;
   Stores stores = Stores::ordinary;
   bool weighs = false;  // reduce tells what slots weigh
 
@@ -234,21 +241,25 @@ struct Forward {
     const Forward& f = *static_cast<const Forward*>(context);
     const Problem& p = f.plan.problem;
     f.samples.for_each_part(box, [&](std::int64_t n, std::int64_t count, std::int64_t cell, const RowChoice& choice) {
-      const std::byte* first = f.samples.at(f.x, p.x, n, box.s0, c.begin);
       const std::int64_t at = cell * p.c + c.begin;
-      const std::int64_t step = (p.form == Form::rows ? p.x.row : 1) * f.samples.element_bytes();
-      const NormalizeArgs args{{count, box.s1 - box.s0, c.end - c.begin, nullptr},
-                               {first, p.x.sample, p.x.row, first + ahead * step},
-                               {f.samples.at(f.y, p.y, n, box.s0, c.begin), p.y.sample, p.y.row},
+      const std::int64_t step = p.form == Form::rows ? p.x.row : 1;
+      FusedNormalizeArgs args{{{count, box.s1 - box.s0, c.end - c.begin, nullptr},
+                               f.samples.input(f.x, p.x, n, box.s0, c.begin, ahead * step),
+                               f.samples.output(f.y, p.y, n, box.s0, c.begin),
                                f.space.row[0] + at,
                                f.space.row[1] + at,
                                f.space.row[2] + at,
                                f.stores,
-                               choice};
+                               choice},
+                              activation_of(p)};
+      if (p.adds_residual) args.residual = f.samples.input(f.residual, p.residual, n, box.s0, c.begin, 0);
+      args.mask = f.samples.mask<Output>(f.mask, n, box.s0, c.begin);
       if (f.samples.weighted())
         f.kernels.weighted_normalize({args, f.samples.weights(n, box.s0)});
+      else if (p.fused())
+        f.kernels.fused_normalize(args);
       else
-        f.kernels.normalize(args);
+        f.kernels.normalize(args.of);
     });
   }
 };
@@ -365,6 +376,8 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* /*
       const Partition groups =
           reduces ? partition_of_rows(rows, wave, labelled_rows(p, statistics, a.batch), space.groups) : Partition();
       WholeForward<T> f{{plan, *state_of(plan).kernels, a.x, a.y, a.batch, space, samples, groups}, a, saved, reduces};
+      f.residual = a.residual;
+      f.mask = mask_of(static_cast<std::byte*>(a.reserve), p);
       const std::int64_t independent = reduces && in_order(rows.map) && samples.cells().by_row() ? wave.rows : 0;
       const Placement at = place(plan, wave, groups.units(), {1, reduces, true}, independent);
       f.stores = at.blocking.stores;
@@ -381,6 +394,7 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* /*
     }
     put_affine(p, a.scale, a.shift, saved.reserve, {0, p.c});
     put_header(p, a.reserve, statistics, a.reserve != nullptr ? labels_of(p, statistics, a.batch) : 0);
+    if (a.reserve != nullptr) put_masked(p, a.reserve);
     if (reduces) publish_update(p, a.update, fed_moments(space.fed));
     return POPNORM_SUCCESS;
   });
@@ -521,11 +535,14 @@ popnorm_status normalize(const Plan& plan, const popnorm_normalize_args& a, void
       const Partition none;
       NormalizeOnly<T> f{{plan, *state_of(plan).kernels, a.x, a.y, a.batch, space, samples, none},
                          reserve_arrays<T>(static_cast<const std::byte*>(a.reserve), p, statistics)};
+      f.residual = a.residual;
+      f.mask = mask_of(static_cast<std::byte*>(a.reserve), p);
       const Placement at = place(plan, wave, 0, {1, false, true}, 0);
       f.stores = at.blocking.stores;
       const Stages stages{&f, 0, nullptr, NormalizeOnly<T>::fold, Forward<T>::apply};
       if (const popnorm_status status = run("normalize", plan, at, stages); status != POPNORM_SUCCESS) return status;
     }
+    put_masked(p, a.reserve);
     return POPNORM_SUCCESS;
   });
 }

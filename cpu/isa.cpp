@@ -3,13 +3,16 @@
 // the library.
 #include <immintrin.h>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 #include <xsimd/xsimd.hpp>
 
 #include "cpu/kernel_table.hpp"
+#include "kernels/activation.hpp"
 #include "kernels/affine.hpp"
 #include "kernels/inline.hpp"
 #include "kernels/storage.hpp"
@@ -36,6 +39,7 @@ using Arch = POPNORM_ISA_ARCH;
 #include "kernels/simd/lanes.hpp"
 #include "kernels/simd/reduce.hpp"
 #include "kernels/simd/moments.hpp"
+#include "kernels/simd/gradient.hpp"
 #include "kernels/simd/backward_reduce.hpp"
 #include "kernels/simd/elementwise.hpp"
 #include "kernels/simd/normalize.hpp"
@@ -49,6 +53,9 @@ constexpr Kernels kRowKernels{moments_rows<T>,
                               normalize_rows<T>,
                               backward_reduce_rows<T>,
                               backward_apply_rows<T>,
+                              fused_normalize_rows<T>,
+                              fused_backward_reduce_rows<T>,
+                              fused_backward_apply_rows<T>,
                               weighted_moments_rows<T>,
                               weighted_normalize<true, T>,
                               weighted_backward_reduce_rows<T>,
@@ -64,6 +71,9 @@ constexpr Kernels kColumnKernels{moments_columns<T>,
                                  normalize_columns<T>,
                                  backward_reduce_columns<T>,
                                  backward_apply_columns<T>,
+                                 fused_normalize_columns<T>,
+                                 fused_backward_reduce_columns<T>,
+                                 fused_backward_apply_columns<T>,
                                  weighted_moments_columns<T>,
                                  weighted_normalize<false, T>,
                                  weighted_backward_reduce_columns<T>,

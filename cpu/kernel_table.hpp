@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "kernels/activation.hpp"
+
 namespace popnorm::cpu {
 
 // Samples x positions x channels of a tensor. Sample k of the block is sample index[k], or k where index is null, so
@@ -101,6 +103,39 @@ struct BackwardApplyArgs {
   RowChoice rows = {};
 };
 
+// y = activation((x - hi)*s + b + residual). residual.first null: none. mask.first not null: which elements the activation did
+// not stop, a bit each: element i of a row has bit i % 8 of byte i / 8, strides are in bytes. Blocks begin at a byte; one that
+// ends within a byte ends its row, and clears the rest.
+struct FusedNormalizeArgs {
+  NormalizeArgs of;
+  Activation activation = {};
+  Input residual = {};
+  Output mask = {};
+};
+
+// The gradient g of what an activation was applied to: dy, or what the activation makes of it where it stopped. That is told
+// by a mask, or recomputed as (x - hi)*s + b; where there is neither, nothing was stopped.
+struct GradientArgs {
+  Activation activation = {};
+  Input mask = {};
+  const void* s = nullptr;
+  const void* b = nullptr;
+};
+
+// Per channel of the block: sum(g) and sum(g*(x - hi)).
+struct FusedBackwardReduceArgs {
+  BackwardReduceArgs of;
+  GradientArgs gradient = {};
+};
+
+// dresidual = g, if asked for, and dx = (a*g - k1) - ((x - hi)*invstd)*k2, or a*g - k1 where statistics are `constant`.
+struct FusedBackwardApplyArgs {
+  BackwardApplyArgs of;
+  GradientArgs gradient = {};
+  Output dresidual = {};
+  bool constant = false;
+};
+
 // The same with weights. weight: per channel of the block (all the same), beside mean and m2.
 struct WeightedMomentsArgs {
   MomentsArgs of;
@@ -109,17 +144,17 @@ struct WeightedMomentsArgs {
 };
 // Sums over what is present; the weights do not multiply.
 struct WeightedBackwardReduceArgs {
-  BackwardReduceArgs of;
+  FusedBackwardReduceArgs of;
   Weights weights;
 };
-// y = 0 where absent.
+// y = 0, and a bit of 0, where absent.
 struct WeightedNormalizeArgs {
-  NormalizeArgs of;
+  FusedNormalizeArgs of;
   Weights weights;
 };
-// dx = (a*dy - w*k1) - ((x - hi)*invstd)*(w*k2), 0 where absent.
+// dx = (a*g - w*k1) - ((x - hi)*invstd)*(w*k2); dx = dresidual = 0 where absent.
 struct WeightedBackwardApplyArgs {
-  BackwardApplyArgs of;
+  FusedBackwardApplyArgs of;
   Weights weights;
 };
 
@@ -216,6 +251,9 @@ struct Kernels {
   void (*normalize)(const NormalizeArgs&);
   void (*backward_reduce)(const BackwardReduceArgs&);
   void (*backward_apply)(const BackwardApplyArgs&);
+  void (*fused_normalize)(const FusedNormalizeArgs&);
+  void (*fused_backward_reduce)(const FusedBackwardReduceArgs&);
+  void (*fused_backward_apply)(const FusedBackwardApplyArgs&);
   void (*weighted_moments)(const WeightedMomentsArgs&);
   void (*weighted_normalize)(const WeightedNormalizeArgs&);
   void (*weighted_backward_reduce)(const WeightedBackwardReduceArgs&);

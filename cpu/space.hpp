@@ -64,6 +64,7 @@ inline Cells::Arrays take_cells(Arena& arena, const Problem& p, const Rows& rows
 }
 
 inline constexpr int kCoefficients = 5;
+inline constexpr int kRecomputed = 2;
 
 // T: arithmetic type. Pieces that a call does not need are null.
 template <class T>
@@ -101,13 +102,14 @@ template <class T>
 struct BackwardSpace {
   Cells::Arrays cells;
   Partition::Arrays slots_of_cells;
-  double* dy;              // [slots][c]
-  double* dy_d;            // [slots][c]
-  double* row_dy;          // [rows][c]
-  double* row_dy_xhat;     // [rows][c]
-  double* affine_dy;       // [affine_slots][c]; the row's where there is one of each
-  double* affine_dy_xhat;  // [affine_slots][c]
-  T* row[kCoefficients];   // [cells][c]: hi, invstd, a, k1, k2
+  double* dy;               // [slots][c]
+  double* dy_d;             // [slots][c]
+  double* row_dy;           // [rows][c]
+  double* row_dy_xhat;      // [rows][c]
+  double* affine_dy;        // [affine_slots][c]; the row's where there is one of each
+  double* affine_dy_xhat;   // [affine_slots][c]
+  T* row[kCoefficients];    // [cells][c]: hi, invstd, a, k1, k2
+  T* forward[kRecomputed];  // [cells][c]: s, b, where what was activated is recomputed
 
   BackwardSpace(Arena& arena, const Problem& p, const Rows& rows) {
     const std::int64_t slots = rows.by_cell.most_slots();
@@ -119,6 +121,7 @@ struct BackwardSpace {
     affine_dy = one ? row_dy : arena.take<double>(p.affine_slot.count * p.c);
     affine_dy_xhat = one ? row_dy_xhat : arena.take<double>(p.affine_slot.count * p.c);
     for (T*& piece : row) piece = arena.take<T>(rows.most_cells * p.c);
+    for (T*& piece : forward) piece = p.recomputes() ? arena.take<T>(rows.most_cells * p.c) : nullptr;
     cells = take_cells(arena, p, rows);
     slots_of_cells = take_partition(arena, rows.by_cell);
   }

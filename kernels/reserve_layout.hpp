@@ -18,7 +18,12 @@ struct ReserveHeader {
   std::int64_t rows;
   std::int64_t affine_slots;
   std::uint64_t labels;  // fingerprint of the maps and labels that forward had; 0 = unknown (finalize has no labels)
-  std::uint8_t room[16];
+  std::int8_t activation;
+  std::int8_t adds_residual;
+  std::int8_t masked;  // whether normalize has been here
+  std::int8_t room;
+  std::uint32_t mask_shape;  // fingerprint of the mask's shape; 0 = none
+  double slope;
 };
 static_assert(sizeof(ReserveHeader) == 64);
 

@@ -8,7 +8,7 @@
  *   forward  = moments -> finalize -> normalize             popnorm_forward
  *   backward = backward_reduce -> backward_apply            popnorm_backward
  *
- * Shapes.    x, y, dy, dx: N x C x S elements in `layout`, with the problem's strides.
+ * Shapes.    x, y, residual, dy, dx, dresidual: N x C x S elements in `layout`, with the problem's strides.
  *            scale, shift, dscale, dshift: [affine_slots][C], of type `parameters`.
  *            mean, variance, running_*: [population_slots][C], of type `statistics`.
  *            moments: [groups][C], always double.
@@ -24,8 +24,8 @@
  *            through batch statistics, dx = scale*invstd*dy with given statistics. w = 1 unless the problem has weights.
  *            Error bounds: docs/numerics.md.
  *
- * Aliasing.  y may be x, dx may be dy or x (same pointer and same strides), and what is updated may be the source of this
- *            call's statistics. No other output may overlap an input or another output; overlap is found and refused
+ * Aliasing.  y may be x or residual, dx may be dy or x, dresidual may be dy or x (same pointer and same strides), and what is
+ *            updated may be the source of this call's statistics. No other output may overlap an input or another output; overlap is found and refused
  *            (POPNORM_INVALID).
  *
  * Errors.    Every entry returns a status. On anything but POPNORM_SUCCESS (and POPNORM_INTERNAL, when an executor left
@@ -132,6 +132,17 @@ typedef enum popnorm_weights {
       3 /* int64_t[n]: positions [0, length) of a sample are present with weight 1, those beyond are absent */
 } popnorm_weights;
 
+/* What follows normalization in the same sweep: y = f(z), z = scale*xhat + shift (+ residual), in the arithmetic type, before y
+ * is rounded to storage. Whether z <= 0 decides both y and the gradient: dz = f'(z)*dy with f'(0) that of z < 0, and where z
+ * is NaN, y is NaN and dz is dy. Absent elements (of weight 0) have y = dx = dresidual = 0. Without a residual backward
+ * recomputes the sign of z from x, to the bit as forward computed it; with one, forward (or normalize) leaves a bit per element in
+ * the reserve. Not served (UNSUPPORTED): by POPNORM_CUDA; in popnorm_double_backward; saved_* instead of a reserve. */
+typedef enum popnorm_activation {
+  POPNORM_IDENTITY = 0,
+  POPNORM_RELU = 1,      /* z > 0: z; else +0, also for -0 and -infinity */
+  POPNORM_LEAKY_RELU = 2 /* z > 0: z; else slope*z */
+} popnorm_activation;
+
 typedef struct popnorm_problem {
   size_t size;
   int64_t n; /* samples, >= 0; an empty batch is valid and changes nothing */
@@ -150,13 +161,18 @@ typedef struct popnorm_problem {
   popnorm_map population_slot; /* which population statistics a sample feeds, or is normalized by */
   popnorm_map affine_slot;     /* which scale and shift apply to it */
   popnorm_weights weights;
+  popnorm_strides residual;
+  popnorm_strides dresidual;
+  popnorm_activation activation; /* of y */
+  double slope;                  /* of LEAKY_RELU: finite in the arithmetic type; ignored with another activation */
+  int32_t adds_residual;         /* 1: a residual is added before the activation; 0: none is */
 } popnorm_problem;
 
 #define POPNORM_PROBLEM_INIT                                                                                          \
   {                                                                                                                   \
     sizeof(popnorm_problem), 0, 0, 0, POPNORM_NCHW, POPNORM_TYPE_DEFAULT, POPNORM_TYPE_DEFAULT, POPNORM_TYPE_DEFAULT, \
         1e-5, {0, 0}, {0, 0}, {0, 0}, {0, 0}, {POPNORM_WHOLE, 0}, {POPNORM_WHOLE, 0}, {POPNORM_WHOLE, 0},             \
-        POPNORM_UNWEIGHTED                                                                                            \
+        POPNORM_UNWEIGHTED, {0, 0}, {0, 0}, POPNORM_IDENTITY, 0.01, 0                                                 \
   }
 
 /* What one call says of the problem's samples: ids for every map of kind LABELS, and the weights that the problem has. All
@@ -178,7 +194,8 @@ typedef struct popnorm_batch {
 
 /* What a device found in the arrays of a call, and what it then does. Nothing out of range is ever accessed. */
 typedef enum popnorm_device_status {
-  POPNORM_DEVICE_LABEL = 1, /* an id outside [0, k): the sample is absent, y and dx are 0 there; a slot so named is not fed */
+  POPNORM_DEVICE_LABEL =
+      1, /* an id outside [0, k): the sample is absent, y and dx are 0 there; a slot so named is not fed */
   POPNORM_DEVICE_SLOT = 2,  /* a group whose samples feed two slots: it feeds that of its first sample */
   POPNORM_DEVICE_WEIGHT = 4 /* a weight that is negative or not finite, a length outside [0, s]: it counts as 0; lengths
                                beyond s as s */
@@ -187,7 +204,8 @@ typedef enum popnorm_device_status {
 /* ------------------------------------------------------------------------------------------------ execution options */
 
 typedef enum popnorm_backend {
-  POPNORM_BACKEND_AUTO = 0, /* POPNORM_BACKEND=cpu|cuda in the environment; else cuda where options.memory is memory of a CUDA
+  POPNORM_BACKEND_AUTO =
+      0, /* POPNORM_BACKEND=cpu|cuda in the environment; else cuda where options.memory is memory of a CUDA
                                device (or managed) and plans can be made for one, which POPNORM_VERBOSE=dispatch tells; else cpu */
   POPNORM_CPU = 1,
   /* NVIDIA GPUs of compute capability 7.5 or later, by the module libpopnorm_cuda.so beside this library. A request never falls
@@ -199,7 +217,7 @@ typedef enum popnorm_backend {
    * popnorm_batch.device_status; no header of a reserve or population is compared; popnorm_population_* take host memory. In
    * backward_apply, sums that are null although statistics are not given make dx NaN. Bits are the same from run to run and by
    * whichever way POPNORM_CUDA_POLICY names (popnorm_plan_info.policy), not those of the CPU. Not served (UNSUPPORTED): second
-   * derivatives; `executor` is INVALID, `isa`, `schedule` and `stores` say nothing. */
+   * derivatives, activations and residuals; `executor` is INVALID, `isa`, `schedule` and `stores` say nothing. */
   POPNORM_CUDA = 2
 } popnorm_backend;
 
@@ -281,7 +299,8 @@ typedef struct popnorm_plan_info {
   int64_t groups;
   int64_t population_slots;
   int64_t affine_slots;
-  const char* policy; /* for people: how the backend goes about it and how often it expects to move a tensor's bytes T; the
+  const char*
+      policy; /* for people: how the backend goes about it and how often it expects to move a tensor's bytes T; the
                          plan's own; "" where there is nothing to choose */
 } popnorm_plan_info;
 
@@ -478,7 +497,7 @@ typedef struct popnorm_update {
 #define POPNORM_UPDATE_INIT \
   { NULL, NULL, NULL, 0, POPNORM_FEED_EMA, 0.1 }
 
-/* y = scale*(x-mean)*invstd + shift.
+/* y = activation(scale*(x-mean)*invstd + shift + residual).
  *                     statistics from the batch                  statistics = GIVEN
  *   training          update running_* or a population, reserve  reserve
  *   inference         no update, no reserve                      no reserve */
@@ -499,22 +518,24 @@ typedef struct popnorm_forward_args {
   size_t reserve_bytes;
   void* workspace;
   size_t workspace_bytes;
+  const void* residual; /* added before the activation; null unless the problem adds one. y may be it */
 } popnorm_forward_args;
 
 #define POPNORM_FORWARD_ARGS_INIT                                                                  \
   {                                                                                                \
     sizeof(popnorm_forward_args), NULL, NULL, NULL, NULL, POPNORM_BATCH_INIT, POPNORM_SOURCE_INIT, \
-        POPNORM_UPDATE_INIT, NULL, NULL, {NULL, NULL, NULL}, NULL, 0, NULL, 0                      \
+        POPNORM_UPDATE_INIT, NULL, NULL, {NULL, NULL, NULL}, NULL, 0, NULL, 0, NULL                \
   }
 
-/* INVALID: null x, y or workspace (for a non-empty batch); overlap (see Aliasing); unaligned base pointers; workspace or
+/* INVALID: null x, y or workspace (for a non-empty batch); a residual that the problem does not add, or none where it does; overlap (see Aliasing); unaligned base pointers; workspace or
  * reserve too small; labels or weights that the problem has not, missing ones, ones out of range; momentum or share outside
  * [0, 1], renorm_r < 1, renorm_d < 0; given statistics with BATCH, missing with another source; an update or moments with
  * GIVEN; a group that feeds two slots, with an update, BLEND or RENORM; a corrupted or foreign population, or one with
  * another slot or channel count. */
 POPNORM_API popnorm_status popnorm_forward(const popnorm_plan* plan, const popnorm_forward_args* args, void* stream);
 
-/* Any subset of dx, dscale, dshift. The gradient goes through batch statistics or treats given ones as constant, as the
+/* Any subset of dx, dscale, dshift, dresidual. dresidual is the gradient of what was activated, of which all others are
+ * gradients in turn. The gradient goes through batch statistics or treats given ones as constant, as the
  * forward that wrote the reserve did. */
 typedef struct popnorm_backward_args {
   size_t size;
@@ -536,17 +557,19 @@ typedef struct popnorm_backward_args {
   popnorm_statistics statistics; /* only with saved_* */
   void* workspace;
   size_t workspace_bytes;
+  void* dresidual; /* or null; only if the problem adds a residual. May be dy or x */
 } popnorm_backward_args;
 
 #define POPNORM_BACKWARD_ARGS_INIT                                                                                 \
   {                                                                                                                \
     sizeof(popnorm_backward_args), NULL, NULL, POPNORM_BATCH_INIT, NULL, NULL, NULL, 0, NULL, 0, NULL, NULL, NULL, \
-        POPNORM_BATCH, NULL, 0                                                                                     \
+        POPNORM_BATCH, NULL, 0, NULL                                                                               \
   }
 
 /* INVALID: as popnorm_forward; no output at all; neither or both of reserve and saved_*; a reserve that no forward or
- * finalize of this problem, or a forward with other labels, wrote; accumulate outside {0, 1}.
- * UNSUPPORTED: saved_* with maps, weights, BLEND or RENORM. */
+ * finalize of this problem, or a forward with other labels, wrote, or that lacks the bits of normalize; accumulate outside
+ * {0, 1}; dresidual where the problem adds no residual. UNSUPPORTED: saved_* with maps, weights, BLEND, RENORM or an
+ * activation. */
 POPNORM_API popnorm_status popnorm_backward(const popnorm_plan* plan, const popnorm_backward_args* args, void* stream);
 
 /* ------------------------------------------------------------------------------------------------ the six operations */
@@ -618,21 +641,22 @@ typedef struct popnorm_normalize_args {
   const void* x;
   void* y; /* may be x */
   popnorm_batch batch;
-  const void* reserve;
+  void* reserve; /* only written with a residual and an activation: where z > 0 */
   size_t reserve_bytes;
   void* workspace;
   size_t workspace_bytes;
+  const void* residual; /* as in popnorm_forward_args */
 } popnorm_normalize_args;
 
 #define POPNORM_NORMALIZE_ARGS_INIT \
-  { sizeof(popnorm_normalize_args), NULL, NULL, POPNORM_BATCH_INIT, NULL, 0, NULL, 0 }
+  { sizeof(popnorm_normalize_args), NULL, NULL, POPNORM_BATCH_INIT, NULL, 0, NULL, 0, NULL }
 
-/* y from x and the reserve. INVALID: as popnorm_forward and popnorm_backward. */
+/* y from x, the residual and the reserve. INVALID: as popnorm_forward and popnorm_backward. */
 POPNORM_API popnorm_status popnorm_normalize(const popnorm_plan* plan, const popnorm_normalize_args* args,
                                              void* stream);
 
-/* Sums over the samples of a statistics row, what a backward through statistics needs of everybody who shared them. With
- * one affine slot they are those of dy, which are also dshift and dscale. With several, each dy is multiplied by its
+/* Sums over the samples of a statistics row, what a backward through statistics needs of everybody who shared them; dy stands
+ * for the gradient of what was activated. With one affine slot they are those of dy, which are also dshift and dscale. With several, each dy is multiplied by its
  * sample's scale first (A and B of the formulas above): samples of several slots may share a row. */
 typedef struct popnorm_backward_reduce_args {
   size_t size;
@@ -661,7 +685,7 @@ typedef struct popnorm_backward_apply_args {
   size_t size;
   const void* x;
   const void* dy;
-  void* dx; /* may be dy or x */
+  void* dx; /* may be dy or x; or null, if dresidual is not */
   popnorm_batch batch;
   const void* reserve;
   size_t reserve_bytes;
@@ -670,12 +694,13 @@ typedef struct popnorm_backward_apply_args {
   const double* sum_dy_xhat;
   void* workspace;
   size_t workspace_bytes;
+  void* dresidual; /* as in popnorm_backward_args */
 } popnorm_backward_apply_args;
 
 #define POPNORM_BACKWARD_APPLY_ARGS_INIT \
-  { sizeof(popnorm_backward_apply_args), NULL, NULL, NULL, POPNORM_BATCH_INIT, NULL, 0, NULL, NULL, NULL, 0 }
+  { sizeof(popnorm_backward_apply_args), NULL, NULL, NULL, POPNORM_BATCH_INIT, NULL, 0, NULL, NULL, NULL, 0, NULL }
 
-/* dx from x, dy, the sums and the reserve (whose weight divides the sums). INVALID: as popnorm_backward. */
+/* dx and dresidual from x, dy, the sums and the reserve (whose weight divides the sums). INVALID: as popnorm_backward. */
 POPNORM_API popnorm_status popnorm_backward_apply(const popnorm_plan* plan, const popnorm_backward_apply_args* args,
                                                   void* stream);
 
@@ -713,7 +738,8 @@ typedef struct popnorm_double_backward_args {
         NULL, 0                                                                                                        \
   }
 
-/* INVALID: as popnorm_backward. UNSUPPORTED: weights; storage of 16 bits; BLEND and RENORM; several affine slots in one group of BATCH. */
+/* INVALID: as popnorm_backward. UNSUPPORTED: weights; storage of 16 bits; BLEND and RENORM; several affine slots in one group
+ * of BATCH; an activation or a residual. */
 POPNORM_API popnorm_status popnorm_double_backward(const popnorm_plan* plan, const popnorm_double_backward_args* args,
                                                    void* stream);
 

@@ -1,12 +1,14 @@
 // dx = (a*dy - k1) - ((x - hi)*invstd)*k2. Never with invstd*invstd, which leaves the range of f32 long before dx does.
 template <class T>
-struct BackwardApplyOp {
+struct BackwardApplyOp : NoOperands {
   using Type = T;
   static constexpr int kInputs = 2;
   static constexpr int kRows = 5;
-  POPNORM_INLINE static Batch<T> eval(const Batch<T>* in, const Batch<T>* row) {
+  template <bool streaming, class Lanes>
+  POPNORM_INLINE Batch<T> eval(const Lanes&, const Batch<T>* in, const Batch<T>* row) const {
     return (row[2] * in[1] - row[3]) - ((in[0] - row[0]) * row[1]) * row[4];
   }
+  POPNORM_INLINE BackwardApplyOp at(std::int64_t, std::int64_t) const { return {}; }
   static ElementwiseArgs<BackwardApplyOp> elementwise(const BackwardApplyArgs& a) {
     return {a.block,
             {a.x, a.dy},
@@ -15,7 +17,8 @@ struct BackwardApplyOp {
              static_cast<const Arithmetic<T>*>(a.a), static_cast<const Arithmetic<T>*>(a.k1),
              static_cast<const Arithmetic<T>*>(a.k2)},
             a.stores,
-            a.rows};
+            a.rows,
+            {}};
   }
 };
 
@@ -27,4 +30,71 @@ void backward_apply_rows(const BackwardApplyArgs& args) {
 template <class T>
 void backward_apply_columns(const BackwardApplyArgs& args) {
   elementwise_columns(BackwardApplyOp<T>::elementwise(args));
+}
+
+// The same of the gradient behind an activation, which is itself written as dresidual if asked for.
+template <class T>
+struct FusedBackwardApplyOp {
+  using Type = T;
+  static constexpr int kInputs = 2;
+  static constexpr int kRows = 7;  // without recomputation, s and b are any rows
+  ActivatedGradient<T> gradient;
+  typename ActivatedGradient<T>::Row mask;
+  bool direct;
+  bool constant;
+  Output dresidual;
+
+  template <bool streaming, class Lanes>
+  POPNORM_INLINE Batch<T> eval(const Lanes& lanes, const Batch<T>* in, const Batch<T>* row) const {
+    const Batch<T> d = in[0] - row[0];
+    const Batch<T> g = direct ? in[1] : gradient(mask, lanes.e, {row[5], row[6]}, in[1], d);
+    if (dresidual.first != nullptr) lanes.template put<streaming>(static_cast<T*>(dresidual.first), g);
+    const Batch<T> direct_part = row[2] * g - row[3];
+    return constant ? direct_part : direct_part - (d * row[1]) * row[4];
+  }
+  POPNORM_INLINE FusedBackwardApplyOp at(std::int64_t sample, std::int64_t row) const {
+    FusedBackwardApplyOp moved = *this;
+    moved.mask = gradient.at(sample, row);
+    if (dresidual.first != nullptr)
+      moved.dresidual.first = static_cast<T*>(dresidual.first) + sample * dresidual.sample + row * dresidual.row;
+    return moved;
+  }
+  bool rows_end_to_end(std::int64_t length) const {
+    return gradient.rows_end_to_end(length) && (dresidual.first == nullptr || dresidual.row == length);
+  }
+  bool samples_end_to_end(std::int64_t length) const {
+    return gradient.samples_end_to_end(length) && (dresidual.first == nullptr || dresidual.sample == length);
+  }
+  void samples_are_rows() {
+    gradient.samples_are_rows();
+    dresidual.row = dresidual.sample;
+  }
+
+  static ElementwiseArgs<FusedBackwardApplyOp> elementwise(const FusedBackwardApplyArgs& args) {
+    const BackwardApplyArgs& a = args.of;
+    const auto* hi = static_cast<const Arithmetic<T>*>(a.hi);
+    const auto row_or_any = [&](const void* row) {
+      return row != nullptr ? static_cast<const Arithmetic<T>*>(row) : hi;
+    };
+    const ActivatedGradient<T> gradient(args.gradient);
+    return {a.block,
+            {a.x, a.dy},
+            a.dx,
+            {hi, static_cast<const Arithmetic<T>*>(a.invstd), static_cast<const Arithmetic<T>*>(a.a),
+             static_cast<const Arithmetic<T>*>(a.k1), static_cast<const Arithmetic<T>*>(a.k2),
+             row_or_any(args.gradient.s), row_or_any(args.gradient.b)},
+            a.stores,
+            a.rows,
+            {gradient, nullptr, is_direct(args.gradient), args.constant, args.dresidual}};
+  }
+};
+
+template <class T>
+void fused_backward_apply_rows(const FusedBackwardApplyArgs& args) {
+  elementwise_rows(FusedBackwardApplyOp<T>::elementwise(args));
+}
+
+template <class T>
+void fused_backward_apply_columns(const FusedBackwardApplyArgs& args) {
+  elementwise_columns(FusedBackwardApplyOp<T>::elementwise(args));
 }

@@ -1,5 +1,5 @@
 // y and dx: one output element from the same element of each input and the rows of its channel. An Op gives the number of
-// inputs and of rows, and eval(). Elementwise results do not depend on vector width or order: blocking is free here.
+// inputs and of rows, and eval(), which may write the same elements of outputs of its own. Elementwise results do not depend on vector width or order: blocking is free here.
 //
 // Elements that lie end to end in every tensor form a *run*, which is walked as one array from cache line to cache line,
 // so that all but its first and last stores are whole lines. A *walk* knows which coefficients belong to an element.
@@ -17,6 +17,13 @@ POPNORM_INLINE void each_row(const Body& body) {
   unroll<Op::kRows>(body);
 }
 
+// Of an Op without operands of its own.
+struct NoOperands {
+  static constexpr bool rows_end_to_end(std::int64_t) { return true; }
+  static constexpr bool samples_end_to_end(std::int64_t) { return true; }
+  static constexpr void samples_are_rows() {}
+};
+
 template <class Op>
 struct Coefficients {
   Batch<typename Op::Type> row[Op::kRows];
@@ -30,6 +37,7 @@ struct Run {
   T* out;
   std::int64_t total;
   std::int64_t ahead[Op::kInputs];  // elements from what is read to what is prefetched; 0 = none
+  [[no_unique_address]] Op op;
 
   // Elements before the first whole line of the output.
   std::int64_t head() const {
@@ -45,7 +53,8 @@ struct Run {
       if (ahead[i] != 0) prefetch_to_l2(in[i] + e, ahead[i]);
       v[i] = load(in[i] + e);
     });
-    const Batch<T> result = Op::eval(v, k.row);
+    const RunLanes<T, std::integral_constant<std::int64_t, W>> lanes{e, {}, e + W == total};
+    const Batch<T> result = op.template eval<streaming>(lanes, v, k.row);
     if constexpr (streaming)
       stream(out + e, result);
     else
@@ -53,12 +62,13 @@ struct Run {
   }
 
   // The n < W elements from e on.
-  POPNORM_INLINE void partial(std::int64_t e, std::int64_t n, const Coefficients<Op>& k) const {
+  POPNORM_INLINE_IF_WIDE void partial(std::int64_t e, std::int64_t n, const Coefficients<Op>& k) const {
     Batch<T> v[Op::kInputs];
     each_input<Op>([&](auto i) __attribute__((always_inline)) {
       v[i] = load_partial(in[i] + e, n, Batch<T>(Arithmetic<T>(0)));
     });
-    store_partial(out + e, n, Op::eval(v, k.row));
+    const RunLanes<T, std::int64_t> lanes{e, n, e + n == total};
+    store_partial(out + e, n, op.template eval<false>(lanes, v, k.row));
   }
 };
 
@@ -282,7 +292,7 @@ POPNORM_INLINE void sweep(const Walk& walk, Stores stores) {
     case Stores::streaming:
       return sweep<Stores::streaming>(walk);
     case Stores::streaming_pages:
-      return sweep<Stores::streaming_pages>(walk);
+      return sweep < kWideTier ? Stores::streaming_pages : Stores::streaming > (walk);
   }
 }
 
@@ -302,6 +312,7 @@ struct ElementwiseArgs {
   const Arithmetic<T>* rows[Op::kRows];
   Stores stores;
   RowChoice choice;
+  [[no_unique_address]] Op op;
 
   // The coefficients of the block's k-th sample from channel c on.
   POPNORM_INLINE void rows_of(std::int64_t k, std::int64_t c, const Arithmetic<T>** to) const {
@@ -311,27 +322,26 @@ struct ElementwiseArgs {
 
   // Whether successive samples of one row, `length` elements each, lie end to end in every tensor.
   bool samples_end_to_end(std::int64_t length) const {
-    bool all = out.sample == length;
+    bool all = out.sample == length && op.samples_end_to_end(length);
     for (int i = 0; i < Op::kInputs; ++i) all = all && in[i].sample == length;
     return all;
   }
 
   // Whether successive rows of a sample, `length` elements each, lie end to end in every tensor.
   bool rows_end_to_end(std::int64_t length) const {
-    bool all = out.row == length;
+    bool all = out.row == length && op.rows_end_to_end(length);
     for (int i = 0; i < Op::kInputs; ++i) all = all && in[i].row == length;
     return all;
   }
 
   Run<Op> run(std::int64_t sample, std::int64_t row, std::int64_t total) const {
-    Run<Op> r;
+    Run<Op> r{{}, nullptr, total, {}, op.at(sample, row)};
     for (int i = 0; i < Op::kInputs; ++i) {
       const T* first = static_cast<const T*>(in[i].first);
       r.in[i] = first + sample * in[i].sample + row * in[i].row;
       r.ahead[i] = in[i].next != nullptr ? static_cast<const T*>(in[i].next) - first : 0;
     }
     r.out = static_cast<T*>(out.first) + sample * out.sample + row * out.row;
-    r.total = total;
     return r;
   }
 
@@ -463,6 +473,7 @@ ElementwiseArgs<Op> as_positions(const ElementwiseArgs<Op>& args) {
   flat.block.positions = block.samples;
   for (int i = 0; i < Op::kInputs; ++i) flat.in[i].row = flat.in[i].sample;
   flat.out.row = flat.out.sample;
+  flat.op.samples_are_rows();
   return flat;
 }
 

@@ -11,6 +11,16 @@ using Batch = Vector<Arithmetic<T>>;
 template <class T>
 inline constexpr std::int64_t kWidth = static_cast<std::int64_t>(Batch<T>::size);
 
+// Vectors of 16 bytes would unroll inner loops to pages of code, for processors that nobody measures: the baseline calls and
+// loops where the other tiers inline and unroll.
+#if defined(POPNORM_TIER_AVX512) || defined(POPNORM_TIER_AVX2)
+#define POPNORM_INLINE_IF_WIDE POPNORM_INLINE
+inline constexpr bool kWideTier = true;
+#else
+#define POPNORM_INLINE_IF_WIDE POPNORM_OUTLINED
+inline constexpr bool kWideTier = false;
+#endif
+
 template <class V, std::int64_t n>
 using Array = V[static_cast<std::size_t>(n)];
 
@@ -149,6 +159,28 @@ POPNORM_INLINE void stream_16_bits(H* to, Batch<float> v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(to), narrowed(to, v));
 }
 
+// A choice of lanes.
+template <class A>
+using Chosen = std::conditional_t<std::is_same_v<A, float>, __mmask16, __mmask8>;
+POPNORM_INLINE __mmask16 at_most_zero(Batch<float> v) { return _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LE_OQ); }
+POPNORM_INLINE __mmask8 at_most_zero(Batch<double> v) { return _mm512_cmp_pd_mask(v, _mm512_setzero_pd(), _CMP_LE_OQ); }
+POPNORM_INLINE Batch<float> choose(__mmask16 chosen, Batch<float> p, Batch<float> q) {
+  return Batch<float>(_mm512_mask_mov_ps(q, chosen, p));
+}
+POPNORM_INLINE Batch<double> choose(__mmask8 chosen, Batch<double> p, Batch<double> q) {
+  return Batch<double>(_mm512_mask_mov_pd(q, chosen, p));
+}
+POPNORM_INLINE Batch<float> both(Batch<float> p, Batch<float> q) { return Batch<float>(_mm512_and_ps(p, q)); }
+POPNORM_INLINE Batch<double> both(Batch<double> p, Batch<double> q) { return Batch<double>(_mm512_and_pd(p, q)); }
+template <class A>
+POPNORM_INLINE std::uint32_t bits_of(Chosen<A> chosen) {
+  return chosen;
+}
+template <class A>
+POPNORM_INLINE Chosen<A> chosen_of(std::uint32_t bits) {
+  return static_cast<Chosen<A>>(bits);
+}
+
 #elif defined(POPNORM_TIER_AVX2)
 
 POPNORM_INLINE Batch<double> load_widened(const float* from) {
@@ -228,6 +260,43 @@ POPNORM_INLINE void store_16_bits(H* to, Batch<float> v) {
 template <class H>
 POPNORM_INLINE void stream_16_bits(H* to, Batch<float> v) {
   _mm_stream_si128(reinterpret_cast<__m128i*>(to), narrowed(to, v));
+}
+
+// A choice of lanes, all ones where chosen.
+template <class A>
+using Chosen = Batch<A>;
+POPNORM_INLINE Batch<float> at_most_zero(Batch<float> v) {
+  return Batch<float>(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_LE_OQ));
+}
+POPNORM_INLINE Batch<double> at_most_zero(Batch<double> v) {
+  return Batch<double>(_mm256_cmp_pd(v, _mm256_setzero_pd(), _CMP_LE_OQ));
+}
+POPNORM_INLINE Batch<float> choose(Batch<float> chosen, Batch<float> p, Batch<float> q) {
+  return Batch<float>(_mm256_blendv_ps(q, p, chosen));
+}
+POPNORM_INLINE Batch<double> choose(Batch<double> chosen, Batch<double> p, Batch<double> q) {
+  return Batch<double>(_mm256_blendv_pd(q, p, chosen));
+}
+POPNORM_INLINE Batch<float> both(Batch<float> p, Batch<float> q) { return Batch<float>(_mm256_and_ps(p, q)); }
+POPNORM_INLINE Batch<double> both(Batch<double> p, Batch<double> q) { return Batch<double>(_mm256_and_pd(p, q)); }
+template <class A>
+POPNORM_INLINE std::uint32_t bits_of(Chosen<A> chosen) {
+  if constexpr (std::is_same_v<A, float>)
+    return static_cast<std::uint32_t>(_mm256_movemask_ps(chosen));
+  else
+    return static_cast<std::uint32_t>(_mm256_movemask_pd(chosen));
+}
+template <class A>
+POPNORM_INLINE Chosen<A> chosen_of(std::uint32_t bits) {
+  if constexpr (std::is_same_v<A, float>) {
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i all = _mm256_set1_epi32(static_cast<int>(bits));
+    return Batch<float>(_mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, lane), lane)));
+  } else {
+    const __m256i lane = _mm256_setr_epi64x(1, 2, 4, 8);
+    const __m256i all = _mm256_set1_epi64x(bits);
+    return Batch<double>(_mm256_castsi256_pd(_mm256_cmpeq_epi64(_mm256_and_si256(all, lane), lane)));
+  }
 }
 
 #else
@@ -336,6 +405,37 @@ POPNORM_INLINE void store_16_bits(H* to, Batch<float> v) {
 template <class H>
 POPNORM_INLINE void stream_16_bits(H* to, Batch<float> v) {
   store_16_bits(to, v);
+}
+
+// A choice of lanes, all ones where chosen.
+template <class A>
+using Chosen = Batch<A>;
+POPNORM_INLINE Batch<float> at_most_zero(Batch<float> v) { return Batch<float>(_mm_cmple_ps(v, _mm_setzero_ps())); }
+POPNORM_INLINE Batch<double> at_most_zero(Batch<double> v) { return Batch<double>(_mm_cmple_pd(v, _mm_setzero_pd())); }
+POPNORM_INLINE Batch<float> choose(Batch<float> chosen, Batch<float> p, Batch<float> q) {
+  return Batch<float>(_mm_or_ps(_mm_and_ps(chosen, p), _mm_andnot_ps(chosen, q)));
+}
+POPNORM_INLINE Batch<double> choose(Batch<double> chosen, Batch<double> p, Batch<double> q) {
+  return Batch<double>(_mm_or_pd(_mm_and_pd(chosen, p), _mm_andnot_pd(chosen, q)));
+}
+POPNORM_INLINE Batch<float> both(Batch<float> p, Batch<float> q) { return Batch<float>(_mm_and_ps(p, q)); }
+POPNORM_INLINE Batch<double> both(Batch<double> p, Batch<double> q) { return Batch<double>(_mm_and_pd(p, q)); }
+template <class A>
+POPNORM_INLINE std::uint32_t bits_of(Chosen<A> chosen) {
+  if constexpr (std::is_same_v<A, float>)
+    return static_cast<std::uint32_t>(_mm_movemask_ps(chosen));
+  else
+    return static_cast<std::uint32_t>(_mm_movemask_pd(chosen));
+}
+template <class A>
+POPNORM_INLINE Chosen<A> chosen_of(std::uint32_t bits) {
+  const __m128i all = _mm_set1_epi32(static_cast<int>(bits));
+  const __m128i lane = std::is_same_v<A, float> ? _mm_setr_epi32(1, 2, 4, 8) : _mm_setr_epi32(1, 1, 2, 2);
+  const __m128i chosen = _mm_cmpeq_epi32(_mm_and_si128(all, lane), lane);
+  if constexpr (std::is_same_v<A, float>)
+    return Batch<float>(_mm_castsi128_ps(chosen));
+  else
+    return Batch<double>(_mm_castsi128_pd(chosen));
 }
 
 #endif
@@ -459,6 +559,14 @@ POPNORM_INLINE void unroll(const Body& body) {
     unroll<n - 1>(body);
     body(std::integral_constant<std::int64_t, n - 1>{});
   }
+}
+
+template <std::int64_t n, class Body>
+POPNORM_INLINE void unroll_if_wide(const Body& body) {
+  if constexpr (kWideTier)
+    unroll<n>(body);
+  else
+    for (std::int64_t i = 0; i < n; ++i) body(i);
 }
 
 // The two terms that a vector contributes.

@@ -1,13 +1,15 @@
 // y = (x - hi)*s + b. Never x*a + b: the subtraction first keeps |mean| >> std accurate, and costs nothing in memory
 // time.
 template <class T>
-struct NormalizeOp {
+struct NormalizeOp : NoOperands {
   using Type = T;
   static constexpr int kInputs = 1;
   static constexpr int kRows = 3;
-  POPNORM_INLINE static Batch<T> eval(const Batch<T>* in, const Batch<T>* row) {
+  template <bool streaming, class Lanes>
+  POPNORM_INLINE Batch<T> eval(const Lanes&, const Batch<T>* in, const Batch<T>* row) const {
     return (in[0] - row[0]) * row[1] + row[2];
   }
+  POPNORM_INLINE NormalizeOp at(std::int64_t, std::int64_t) const { return {}; }
   static ElementwiseArgs<NormalizeOp> elementwise(const NormalizeArgs& a) {
     return {a.block,
             {a.x},
@@ -15,7 +17,8 @@ struct NormalizeOp {
             {static_cast<const Arithmetic<T>*>(a.hi), static_cast<const Arithmetic<T>*>(a.s),
              static_cast<const Arithmetic<T>*>(a.b)},
             a.stores,
-            a.rows};
+            a.rows,
+            {}};
   }
 };
 
@@ -27,4 +30,53 @@ void normalize_rows(const NormalizeArgs& args) {
 template <class T>
 void normalize_columns(const NormalizeArgs& args) {
   elementwise_columns(NormalizeOp<T>::elementwise(args));
+}
+
+// The same, a residual and an activation after it.
+template <class T>
+struct FusedNormalizeOp {
+  using Type = T;
+  static constexpr int kInputs = 2;  // without a residual, x twice
+  static constexpr int kRows = 3;
+  Activate<T> activate;
+  bool adds;
+  MaskOutput mask;
+
+  template <bool streaming, class Lanes>
+  POPNORM_INLINE Batch<T> eval(const Lanes& lanes, const Batch<T>* in, const Batch<T>* row) const {
+    Batch<T> z = (in[0] - row[0]) * row[1] + row[2];
+    if (adds) z = z + in[1];
+    const auto stopped = at_most_zero(z);
+    if (mask.first != nullptr) mask.put(lanes, ~bits_of<Arithmetic<T>>(stopped));
+    return choose(stopped, activate.rest(z), z);
+  }
+  POPNORM_INLINE FusedNormalizeOp at(std::int64_t sample, std::int64_t row) const {
+    return {activate, adds, mask.at(sample, row)};
+  }
+  bool rows_end_to_end(std::int64_t length) const { return mask.rows_end_to_end(length); }
+  bool samples_end_to_end(std::int64_t length) const { return mask.samples_end_to_end(length); }
+  void samples_are_rows() { mask.row = mask.sample; }
+
+  static ElementwiseArgs<FusedNormalizeOp> elementwise(const FusedNormalizeArgs& args) {
+    const NormalizeArgs& a = args.of;
+    const bool adds = args.residual.first != nullptr;
+    return {a.block,
+            {a.x, adds ? args.residual : Input{a.x.first, a.x.sample, a.x.row}},
+            a.y,
+            {static_cast<const Arithmetic<T>*>(a.hi), static_cast<const Arithmetic<T>*>(a.s),
+             static_cast<const Arithmetic<T>*>(a.b)},
+            a.stores,
+            a.rows,
+            {Activate<T>(args.activation), adds, MaskOutput(args.mask)}};
+  }
+};
+
+template <class T>
+void fused_normalize_rows(const FusedNormalizeArgs& args) {
+  elementwise_rows(FusedNormalizeOp<T>::elementwise(args));
+}
+
+template <class T>
+void fused_normalize_columns(const FusedNormalizeArgs& args) {
+  elementwise_columns(FusedNormalizeOp<T>::elementwise(args));
 }

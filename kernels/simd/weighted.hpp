@@ -124,90 +124,151 @@ void weighted_moments_columns(const WeightedMomentsArgs& args) {
   });
 }
 
-template <class T>
-void weighted_backward_reduce_rows(const WeightedBackwardReduceArgs& args) {
-  const BackwardReduceArgs& a = args.of;
-  const Block& block = a.block;
-  for (std::int64_t c = 0; c < block.channels; ++c) {
-    const double hi = static_cast<double>(static_cast<const Arithmetic<T>*>(a.hi)[c]);
-    const auto dy = [&](std::int64_t k, std::int64_t i) { return number(element<T>(a.dy, block, k, c)[i]); };
-    a.sum_dy[c] = weighted_lanes(block, args.weights, [&](std::int64_t k, std::int64_t i, double) { return dy(k, i); });
-    a.sum_dy_d[c] = weighted_lanes(block, args.weights, [&](std::int64_t k, std::int64_t i, double) {
-      return dy(k, i) * (number(element<T>(a.x, block, k, c)[i]) - hi);
-    });
-  }
-}
-
-template <class T>
-void weighted_backward_reduce_columns(const WeightedBackwardReduceArgs& args) {
-  const BackwardReduceArgs& a = args.of;
-  const Arithmetic<T>* hi = static_cast<const Arithmetic<T>*>(a.hi);
-  for (std::int64_t c = 0; c < a.block.channels; ++c) a.sum_dy[c] = a.sum_dy_d[c] = 0;
-  weighted_positions(a.block, args.weights, [&](std::int64_t k, std::int64_t i, double) {
-    const T* x = element<T>(a.x, a.block, k, i);
-    const T* dy = element<T>(a.dy, a.block, k, i);
-    for (std::int64_t c = 0; c < a.block.channels; ++c) {
-      const double gradient = number(dy[c]);
-      a.sum_dy[c] += gradient;
-      a.sum_dy_d[c] += gradient * (number(x[c]) - static_cast<double>(hi[c]));
-    }
-  });
-}
-
-// eval(k, c, i, w): the output element at position i of channel c of sample k, where it is present.
-template <bool rows_form, class T, class Eval>
-POPNORM_INLINE void weighted_elementwise(const Block& block, const Output& out, const Weights& weights,
-                                         const Eval& eval) {
-  using A = Arithmetic<T>;
-  for (std::int64_t k = 0; k < block.samples; ++k) {
-    const SampleWeights w = weights_of(weights, block, k);
-    T* to = static_cast<T*>(out.first) + sample_of(block, k) * out.sample;
-    const auto value = [&](std::int64_t c, std::int64_t i) {
-      const float weight = i < w.present ? w.at(i) : 0.0F;
-      return narrow<T>(weight != 0 ? eval(k, c, i, static_cast<A>(weight)) : A(0));
-    };
-    if constexpr (rows_form) {
-      for (std::int64_t c = 0; c < block.channels; ++c)
-        for (std::int64_t i = 0; i < block.positions; ++i) to[c * out.row + i] = value(c, i);
-    } else {
-      for (std::int64_t i = 0; i < block.positions; ++i)
-        for (std::int64_t c = 0; c < block.channels; ++c) to[i * out.row + c] = value(c, i);
-    }
-  }
-}
-
 template <bool rows_form, class T>
 POPNORM_INLINE Arithmetic<T> element_at(const Input& input, const Block& block, std::int64_t k, std::int64_t c,
                                         std::int64_t i) {
   return widen<Arithmetic<T>>(rows_form ? element<T>(input, block, k, c)[i] : element<T>(input, block, k, i)[c]);
 }
 
+// The byte that holds the bit of an element, and which bit it is.
+struct MaskBit {
+  std::int64_t byte;
+  int bit;
+};
+template <bool rows_form, class Tensor>
+POPNORM_INLINE MaskBit mask_bit(const Tensor& mask, const Block& block, std::int64_t k, std::int64_t c,
+                                std::int64_t i) {
+  const std::int64_t row = sample_of(block, k) * mask.sample + (rows_form ? c : i) * mask.row;
+  const std::int64_t at = rows_form ? i : c;
+  return {row + at / 8, static_cast<int>(at % 8)};
+}
+
+// g at position i of channel c of sample k, where d = x - hi; s and b are those of row r.
+template <bool rows_form, class T>
+POPNORM_INLINE Arithmetic<T> weighted_gradient(const GradientArgs& args, const Block& block, std::int64_t k,
+                                               std::int64_t c, std::int64_t i, std::int64_t r, Arithmetic<T> d,
+                                               Arithmetic<T> dy) {
+  bool stopped = false;
+  if (args.mask.first != nullptr) {
+    const MaskBit at = mask_bit<rows_form>(args.mask, block, k, c, i);
+    stopped = (static_cast<const std::uint8_t*>(args.mask.first)[at.byte] >> at.bit & 1) == 0;
+  } else if (args.s != nullptr) {
+    stopped = stops(d * static_cast<const Arithmetic<T>*>(args.s)[r] + static_cast<const Arithmetic<T>*>(args.b)[r]);
+  }
+  return activated(args.activation, stopped, dy);
+}
+
+template <class T>
+void weighted_backward_reduce_rows(const WeightedBackwardReduceArgs& args) {
+  using A = Arithmetic<T>;
+  const BackwardReduceArgs& a = args.of.of;
+  const Block& block = a.block;
+  for (std::int64_t c = 0; c < block.channels; ++c) {
+    const A hi = static_cast<const A*>(a.hi)[c];
+    const auto g = [&](std::int64_t k, std::int64_t i) {
+      const A d = element_at<true, T>(a.x, block, k, c, i) - hi;
+      return static_cast<double>(weighted_gradient<true, T>(args.of.gradient, block, k, c, i, c, d,
+                                                            element_at<true, T>(a.dy, block, k, c, i)));
+    };
+    a.sum_dy[c] = weighted_lanes(block, args.weights, [&](std::int64_t k, std::int64_t i, double) { return g(k, i); });
+    a.sum_dy_d[c] = weighted_lanes(block, args.weights, [&](std::int64_t k, std::int64_t i, double) {
+      return g(k, i) * (number(element<T>(a.x, block, k, c)[i]) - static_cast<double>(hi));
+    });
+  }
+}
+
+template <class T>
+void weighted_backward_reduce_columns(const WeightedBackwardReduceArgs& args) {
+  using A = Arithmetic<T>;
+  const BackwardReduceArgs& a = args.of.of;
+  const A* hi = static_cast<const A*>(a.hi);
+  for (std::int64_t c = 0; c < a.block.channels; ++c) a.sum_dy[c] = a.sum_dy_d[c] = 0;
+  weighted_positions(a.block, args.weights, [&](std::int64_t k, std::int64_t i, double) {
+    const T* x = element<T>(a.x, a.block, k, i);
+    const T* dy = element<T>(a.dy, a.block, k, i);
+    for (std::int64_t c = 0; c < a.block.channels; ++c) {
+      const A d = widen<A>(x[c]) - hi[c];
+      const auto g =
+          static_cast<double>(weighted_gradient<false, T>(args.of.gradient, a.block, k, c, i, c, d, widen<A>(dy[c])));
+      a.sum_dy[c] += g;
+      a.sum_dy_d[c] += g * (number(x[c]) - static_cast<double>(hi[c]));
+    }
+  });
+}
+
+// An element of an output.
+template <bool rows_form, class T>
+POPNORM_INLINE void put_at(const Output& out, const Block& block, std::int64_t k, std::int64_t c, std::int64_t i,
+                           Arithmetic<T> value) {
+  T* to = static_cast<T*>(out.first) + sample_of(block, k) * out.sample;
+  (rows_form ? to[c * out.row + i] : to[i * out.row + c]) = narrow<T>(value);
+}
+
+// Calls body(k, c, i, w) for position i of channel c of sample k, in memory order; w = 0: absent.
+template <bool rows_form, class T, class Body>
+POPNORM_INLINE void weighted_elementwise(const Block& block, const Weights& weights, const Body& body) {
+  for (std::int64_t k = 0; k < block.samples; ++k) {
+    const SampleWeights w = weights_of(weights, block, k);
+    const auto at = [&](std::int64_t c, std::int64_t i) {
+      body(k, c, i, static_cast<Arithmetic<T>>(i < w.present ? w.at(i) : 0.0F));
+    };
+    if constexpr (rows_form) {
+      for (std::int64_t c = 0; c < block.channels; ++c)
+        for (std::int64_t i = 0; i < block.positions; ++i) at(c, i);
+    } else {
+      for (std::int64_t i = 0; i < block.positions; ++i)
+        for (std::int64_t c = 0; c < block.channels; ++c) at(c, i);
+    }
+  }
+}
+
 template <bool rows_form, class T>
 void weighted_normalize(const WeightedNormalizeArgs& args) {
-  const NormalizeArgs& a = args.of;
-  const Arithmetic<T>* hi = static_cast<const Arithmetic<T>*>(a.hi);
-  const Arithmetic<T>* s = static_cast<const Arithmetic<T>*>(a.s);
-  const Arithmetic<T>* b = static_cast<const Arithmetic<T>*>(a.b);
-  weighted_elementwise<rows_form, T>(
-      a.block, a.y, args.weights, [&](std::int64_t k, std::int64_t c, std::int64_t i, Arithmetic<T>) {
-        const std::int64_t r = (a.rows.row != nullptr ? a.rows.row[k] * a.rows.pitch : 0) + c;
-        return (element_at<rows_form, T>(a.x, a.block, k, c, i) - hi[r]) * s[r] + b[r];
-      });
+  using A = Arithmetic<T>;
+  const FusedNormalizeArgs& fused = args.of;
+  const NormalizeArgs& a = fused.of;
+  const A* hi = static_cast<const A*>(a.hi);
+  const A* s = static_cast<const A*>(a.s);
+  const A* b = static_cast<const A*>(a.b);
+  weighted_elementwise<rows_form, T>(a.block, args.weights, [&](std::int64_t k, std::int64_t c, std::int64_t i, A w) {
+    const std::int64_t r = (a.rows.row != nullptr ? a.rows.row[k] * a.rows.pitch : 0) + c;
+    A z = 0;
+    bool stopped = true;
+    if (w != 0) {
+      z = (element_at<rows_form, T>(a.x, a.block, k, c, i) - hi[r]) * s[r] + b[r];
+      if (fused.residual.first != nullptr) z = z + element_at<rows_form, T>(fused.residual, a.block, k, c, i);
+      stopped = stops(z);
+      z = activated(fused.activation, stopped, z);
+    }
+    put_at<rows_form, T>(a.y, a.block, k, c, i, z);
+    if (fused.mask.first == nullptr) return;
+    const MaskBit at = mask_bit<rows_form>(fused.mask, a.block, k, c, i);
+    std::uint8_t& byte = static_cast<std::uint8_t*>(fused.mask.first)[at.byte];
+    byte = static_cast<std::uint8_t>((at.bit == 0 ? 0 : byte) | (stopped ? 0 : 1 << at.bit));
+  });
 }
 
 template <bool rows_form, class T>
 void weighted_backward_apply(const WeightedBackwardApplyArgs& args) {
-  const BackwardApplyArgs& a = args.of;
-  const Arithmetic<T>* hi = static_cast<const Arithmetic<T>*>(a.hi);
-  const Arithmetic<T>* invstd = static_cast<const Arithmetic<T>*>(a.invstd);
-  const Arithmetic<T>* gain = static_cast<const Arithmetic<T>*>(a.a);
-  const Arithmetic<T>* k1 = static_cast<const Arithmetic<T>*>(a.k1);
-  const Arithmetic<T>* k2 = static_cast<const Arithmetic<T>*>(a.k2);
-  weighted_elementwise<rows_form, T>(
-      a.block, a.dx, args.weights, [&](std::int64_t k, std::int64_t c, std::int64_t i, Arithmetic<T> w) {
-        const std::int64_t r = (a.rows.row != nullptr ? a.rows.row[k] * a.rows.pitch : 0) + c;
-        const Arithmetic<T> d = element_at<rows_form, T>(a.x, a.block, k, c, i) - hi[r];
-        const Arithmetic<T> gradient = gain[r] * element_at<rows_form, T>(a.dy, a.block, k, c, i);
-        return (gradient - w * k1[r]) - (d * invstd[r]) * (w * k2[r]);
-      });
+  using A = Arithmetic<T>;
+  const FusedBackwardApplyArgs& fused = args.of;
+  const BackwardApplyArgs& a = fused.of;
+  const A* hi = static_cast<const A*>(a.hi);
+  const A* invstd = static_cast<const A*>(a.invstd);
+  const A* gain = static_cast<const A*>(a.a);
+  const A* k1 = static_cast<const A*>(a.k1);
+  const A* k2 = static_cast<const A*>(a.k2);
+  weighted_elementwise<rows_form, T>(a.block, args.weights, [&](std::int64_t k, std::int64_t c, std::int64_t i, A w) {
+    const std::int64_t r = (a.rows.row != nullptr ? a.rows.row[k] * a.rows.pitch : 0) + c;
+    A g = 0, dx = 0;
+    if (w != 0) {
+      const A d = element_at<rows_form, T>(a.x, a.block, k, c, i) - hi[r];
+      g = weighted_gradient<rows_form, T>(fused.gradient, a.block, k, c, i, r, d,
+                                          element_at<rows_form, T>(a.dy, a.block, k, c, i));
+      dx = gain[r] * g - w * k1[r];
+      if (!fused.constant) dx = dx - (d * invstd[r]) * (w * k2[r]);
+    }
+    put_at<rows_form, T>(a.dx, a.block, k, c, i, dx);
+    if (fused.dresidual.first != nullptr) put_at<rows_form, T>(fused.dresidual, a.block, k, c, i, g);
+  });
 }

@@ -20,6 +20,8 @@ int main(void) {
   EXPECT(problem.layout == POPNORM_NCHW && problem.storage == POPNORM_TYPE_DEFAULT);
   EXPECT(problem.epsilon > 0.99e-5 && problem.epsilon < 1.01e-5);
   EXPECT(problem.x.sample == 0 && problem.y.row == 0 && problem.dy.sample == 0 && problem.dx.row == 0);
+  EXPECT(problem.activation == POPNORM_IDENTITY && problem.slope > 0.0099 && problem.slope < 0.0101);
+  EXPECT(problem.adds_residual == 0 && problem.residual.row == 0 && problem.dresidual.sample == 0);
 
   const popnorm_executor executor = POPNORM_EXECUTOR_INIT;
   EXPECT(executor.size == sizeof executor && executor.concurrency == 1 && !executor.parallel_for);

@@ -125,13 +125,13 @@ TEST(EveryEntry, RefusesAReserveThatNoForwardWrote) {
     plan.finalize(args);
     return reserve;
   };
-  const GuardedBuffer more_channels = written_by(popnorm::problem_nchw(Scene::kN, Scene::kC + 1, Scene::kS));
+  GuardedBuffer more_channels = written_by(popnorm::problem_nchw(Scene::kN, Scene::kC + 1, Scene::kS));
   popnorm_problem in_doubles = popnorm::problem_nchw(Scene::kN, Scene::kC, Scene::kS);
   in_doubles.storage = POPNORM_F64;
-  const GuardedBuffer other_storage = written_by(in_doubles);
+  GuardedBuffer other_storage = written_by(in_doubles);
 
-  for (const GuardedBuffer* foreign :
-       std::initializer_list<const GuardedBuffer*>{&poisoned, &zero, &more_channels, &other_storage}) {
+  for (GuardedBuffer* foreign :
+       std::initializer_list<GuardedBuffer*>{&poisoned, &zero, &more_channels, &other_storage}) {
     const auto expect = [&]<class Args>(const char* name, const Args& valid, Entry<Args> entry) {
       expect_refusals<Args>(scene, name, valid, entry,
                             {{"foreign reserve",

@@ -472,7 +472,7 @@ TEST(Reserve, OfAnotherProblemIsRefused) {
         Foreign{"as many groups, cut elsewhere", popnorm::contiguous(5), popnorm::strided(2), "reserve"},
         Foreign{"as many groups, by label", popnorm::labels(2), popnorm::strided(2), "reserve"},
         Foreign{"as many scales, in order", popnorm::contiguous(4), popnorm::contiguous(4), "reserve"}}) {
-    const GuardedBuffer reserve = written_by(foreign.group, foreign.affine);
+    GuardedBuffer reserve = written_by(foreign.group, foreign.affine);
     for_each_reader(scene, [&]<class Args>(const char* name, const Args& valid, Entry<Args> entry) {
       if constexpr (std::is_same_v<Args, popnorm_double_backward_args>) return;  // several scales in a group
       expect_refusals<Args>(scene, name, valid, entry,

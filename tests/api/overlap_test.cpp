@@ -28,7 +28,8 @@ bool may_be_in_place(const Operand<Args>& a, const Operand<Args>& b) {
     return (std::strcmp(a.name, out) == 0 && std::strcmp(b.name, in) == 0) ||
            (std::strcmp(b.name, out) == 0 && std::strcmp(a.name, in) == 0);
   };
-  return is("y", "x") || is("dx", "dy") || is("dx", "x");
+  return is("y", "x") || is("y", "residual") || is("dx", "dy") || is("dx", "x") || is("dresidual", "dy") ||
+         is("dresidual", "x");
 }
 
 // Places every pair of operands, one of them an output, in one piece of memory: sharing an end, sharing their
@@ -117,8 +118,8 @@ Operand<Args> workspace(const GuardedBuffer& buffer) {
   return {"workspace", buffer.size(), 64, true, [](Args& a, void* p) { a.workspace = p; }, nullptr};
 }
 template <class Args>
-Operand<Args> reserve_in(const GuardedBuffer& content) {
-  return {"reserve", content.size(), 64, false, [](Args& a, void* p) { a.reserve = p; }, content.data()};
+Operand<Args> reserve_in(const GuardedBuffer& content, bool written = false) {
+  return {"reserve", content.size(), 64, written, [](Args& a, void* p) { a.reserve = p; }, content.data()};
 }
 template <class Args>
 Operand<Args> reserve_out(const Scene& scene) {
@@ -179,9 +180,22 @@ Operands<Args> moments_out(const Scene& scene) {
           moments_part<Args>("m2", &popnorm_moment_arrays::m2, true, scene.m2)};
 }
 
+template <class Args>
+Operands<Args> residual_in(const Scene& scene) {
+  if (scene.problem.adds_residual == 0) return {};
+  return {input("residual", &Args::residual, scene.residual)};
+}
+template <class Args>
+Operands<Args> residual_out(const Scene& scene) {
+  if (scene.problem.adds_residual == 0) return {};
+  return {output("dresidual", &Args::dresidual, scene.dresidual)};
+}
+
 Operands<popnorm_forward_args> tensors_of_forward(const Scene& scene) {
   using Args = popnorm_forward_args;
-  return {input("x", &Args::x, scene.x), output("y", &Args::y, scene.y), workspace<Args>(scene.workspace)};
+  return Operands<Args>{input("x", &Args::x, scene.x), output("y", &Args::y, scene.y),
+                        workspace<Args>(scene.workspace)} +
+         residual_in<Args>(scene);
 }
 
 // Plain, and with everything that says what the batch is: arrays then have a row for every group, slot or set of scales.
@@ -194,7 +208,9 @@ const Named kProblems[] = {{"plain", popnorm::problem_nchw(Scene::kN, Scene::kC,
                            {"labelled", labelled()},
                            {"weights_per_sample", weighted(POPNORM_WEIGHTS_PER_SAMPLE)},
                            {"weights_per_position", weighted(POPNORM_WEIGHTS_PER_POSITION)},
-                           {"lengths", weighted(POPNORM_LENGTHS)}};
+                           {"lengths", weighted(POPNORM_LENGTHS)},
+                           {"residual", fused(POPNORM_IDENTITY, true)},
+                           {"residual_and_relu", fused(POPNORM_RELU, true)}};
 
 class Overlap : public testing::TestWithParam<Named> {
  protected:
@@ -256,9 +272,12 @@ TEST_P(Overlap, Backward) {
                                  output("dscale", &Args::dscale, scene.dscale),
                                  output("dshift", &Args::dshift, scene.dshift),
                                  workspace<Args>(scene.workspace)};
-  expect_overlaps_found<Args>(scene, scene.backward(), popnorm_backward,
-                              common + Operands<Args>{reserve_in<Args>(scene.reserve)} + batch_operands<Args>(scene));
-  if (scene.groups() > 1 || scene.problem.weights != POPNORM_UNWEIGHTED) return;  // a reserve is needed
+  const Operands<Args> residual = residual_out<Args>(scene);
+  expect_overlaps_found<Args>(
+      scene, scene.backward(), popnorm_backward,
+      common + residual + Operands<Args>{reserve_in<Args>(scene.reserve)} + batch_operands<Args>(scene));
+  const bool plain = scene.groups() == 1 && scene.problem.weights == POPNORM_UNWEIGHTED;
+  if (!plain || scene.problem.activation != POPNORM_IDENTITY) return;  // a reserve is needed
   expect_overlaps_found<Args>(scene, scene.backward_saved(), popnorm_backward,
                               common + Operands<Args>{input("saved_mean", &Args::saved_mean, scene.saved_mean),
                                                       input("saved_invstd", &Args::saved_invstd, scene.saved_invstd),
@@ -272,11 +291,12 @@ TEST_P(Overlap, Stages) {
       Operands<Moments>{input("x", &Moments::x, scene.x), workspace<Moments>(scene.workspace)} +
           moments_out<Moments>(scene) + batch_operands<Moments>(scene));
   using Normalize = popnorm_normalize_args;
+  const bool masked = scene.problem.activation != POPNORM_IDENTITY && scene.problem.adds_residual != 0;
   expect_overlaps_found<Normalize>(
       scene, scene.normalize(), popnorm_normalize,
       Operands<Normalize>{input("x", &Normalize::x, scene.x), output("y", &Normalize::y, scene.y),
-                          reserve_in<Normalize>(scene.reserve), workspace<Normalize>(scene.workspace)} +
-          batch_operands<Normalize>(scene));
+                          reserve_in<Normalize>(scene.reserve, masked), workspace<Normalize>(scene.workspace)} +
+          residual_in<Normalize>(scene) + batch_operands<Normalize>(scene));
   using Reduce = popnorm_backward_reduce_args;
   expect_overlaps_found<Reduce>(
       scene, scene.backward_reduce(), popnorm_backward_reduce,
@@ -293,11 +313,11 @@ TEST_P(Overlap, Stages) {
                       output("dx", &Apply::dx, scene.dx), reserve_in<Apply>(scene.reserve),
                       sum("sum_dy", &Apply::sum_dy, scene.part_weight),
                       sum("sum_dy_xhat", &Apply::sum_dy_xhat, scene.part_m2), workspace<Apply>(scene.workspace)} +
-          batch_operands<Apply>(scene));
+          residual_out<Apply>(scene) + batch_operands<Apply>(scene));
 }
 
 TEST_P(Overlap, DoubleBackward) {
-  if (scene.problem.weights != POPNORM_UNWEIGHTED) return;  // not served
+  if (scene.problem.weights != POPNORM_UNWEIGHTED || scene.problem.adds_residual != 0) return;  // not served
   using Args = popnorm_double_backward_args;
   expect_overlaps_found<Args>(
       scene, scene.double_backward(), popnorm_double_backward,

@@ -65,6 +65,20 @@ TEST(PlanCreate, RefusesBadProblems) {
       {"statistics", [](P& p, O&) { p.statistics = static_cast<popnorm_type>(77); }, {"statistics is 77"}},
       {"bf16 parameters", [](P& p, O&) { p.parameters = POPNORM_BF16; }, {"parameters"}, POPNORM_UNSUPPORTED},
       {"f16 statistics", [](P& p, O&) { p.statistics = POPNORM_F16; }, {"statistics"}, POPNORM_UNSUPPORTED},
+      {"activation", [](P& p, O&) { p.activation = static_cast<popnorm_activation>(3); }, {"activation is 3"}},
+      {"slope inf", [=](P& p, O&) { p.activation = POPNORM_LEAKY_RELU, p.slope = infinity; }, {"slope is inf"}},
+      {"slope beyond f32", [](P& p, O&) { p.activation = POPNORM_LEAKY_RELU, p.slope = -1e39; }, {"slope is -1e\\+39"}},
+      {"residual 2", [](P& p, O&) { p.adds_residual = 2; }, {"adds_residual is 2"}},
+      {"residual strides",
+       [](P& p, O&) {
+         p.adds_residual = 1, p.residual = {1, 1};
+       },
+       {"strides of residual", "overlap"}},
+      {"dresidual strides",
+       [](P& p, O&) {
+         p.adds_residual = 1, p.dresidual = {-1, 0};
+       },
+       {"strides of dresidual", ">= 0"}},
       {"size", [](P& p, O&) { p.size = sizeof(P) - 8; }, {"size", std::to_string(sizeof(P) - 8)}},
       {"size 0", [](P& p, O&) { p.size = 0; }, {"size", "\\b0\\b"}},
   };

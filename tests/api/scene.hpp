@@ -27,8 +27,9 @@ class Scene {
   explicit Scene(const popnorm_problem& problem_ = popnorm::problem_nchw(kN, kC, kS))
       : problem(problem_), plan(problem_) {
     Random random("Scene");
-    for (Array* filled : {static_cast<Array*>(&x), static_cast<Array*>(&dy), static_cast<Array*>(&v), &scale, &shift,
-                          &mean, &running_mean, &part_mean, &v_scale, &v_shift}) {
+    for (Array* filled :
+         {static_cast<Array*>(&x), static_cast<Array*>(&dy), static_cast<Array*>(&v), static_cast<Array*>(&residual),
+          &scale, &shift, &mean, &running_mean, &part_mean, &v_scale, &v_shift}) {
       for (std::int64_t i = 0; i < filled->count(); ++i) filled->set(i, random.normal());
     }
     for (Array* positive : {&variance, &running_variance, &part_weight, &part_m2}) {
@@ -77,6 +78,7 @@ class Scene {
     popnorm_forward_args a = POPNORM_FORWARD_ARGS_INIT;
     a.x = x.data();
     a.y = y.data();
+    if (problem.adds_residual != 0) a.residual = residual.data();
     a.batch = batch();
     a.scale = scale.data();
     a.shift = shift.data();
@@ -121,6 +123,7 @@ class Scene {
     a.dy = dy.data();
     a.batch = batch();
     a.dx = dx.data();
+    if (problem.adds_residual != 0) a.dresidual = dresidual.data();
     a.dscale = dscale.data();
     a.dshift = dshift.data();
     a.workspace = workspace.data();
@@ -186,6 +189,7 @@ class Scene {
     popnorm_normalize_args a = POPNORM_NORMALIZE_ARGS_INIT;
     a.x = x.data();
     a.y = y.data();
+    if (problem.adds_residual != 0) a.residual = residual.data();
     a.batch = batch();
     a.reserve = reserve.data();
     a.reserve_bytes = reserve.size();
@@ -212,6 +216,7 @@ class Scene {
     a.dy = dy.data();
     a.batch = batch();
     a.dx = dx.data();
+    if (problem.adds_residual != 0) a.dresidual = dresidual.data();
     a.reserve = reserve.data();
     a.reserve_bytes = reserve.size();
     a.sum_dy = part_weight.doubles();
@@ -270,6 +275,8 @@ class Scene {
                            static_cast<const Array*>(&y),
                            static_cast<const Array*>(&dy),
                            static_cast<const Array*>(&dx),
+                           static_cast<const Array*>(&residual),
+                           static_cast<const Array*>(&dresidual),
                            static_cast<const Array*>(&v),
                            static_cast<const Array*>(&grad_x),
                            static_cast<const Array*>(&grad_dy),
@@ -311,6 +318,7 @@ class Scene {
   popnorm_problem problem;  // packed, of kC channels and kS positions
   popnorm::plan plan;
   Tensor x = tensor(), y = tensor(), dy = tensor(), dx = tensor();
+  Tensor residual = tensor(), dresidual = tensor();
   Tensor v = tensor(), grad_x = tensor(), grad_dy = tensor();
   Array scale = affines(), shift = affines(), dscale = affines(), dshift = affines();
   Array v_scale = affines(), v_shift = affines(), grad_scale = affines();
@@ -340,6 +348,13 @@ inline constexpr std::int64_t kSamples = 8;
 inline constexpr std::int32_t kGroups = 3, kSlots = 2, kAffines = 2;
 
 inline popnorm_problem unmapped() { return popnorm::problem_nchw(kSamples, Scene::kC, Scene::kS); }
+
+inline popnorm_problem fused(popnorm_activation activation, bool residual) {
+  popnorm_problem p = popnorm::problem_nchw(Scene::kN, Scene::kC, Scene::kS);
+  p.activation = activation;
+  p.adds_residual = residual ? 1 : 0;
+  return p;
+}
 
 inline popnorm_problem labelled() {
   popnorm_problem p = unmapped();

@@ -174,7 +174,7 @@ void expect_same(const MapDoubleBackward& a, const MapDoubleBackward& b) {
 }
 
 // Through batch statistics a group has one scale.
-MapSet random_maps(Random& random, std::int64_t n) {
+MapSet differentiable_maps(Random& random, std::int64_t n) {
   MapSet m;
   m.statistics = random.pick({POPNORM_BATCH, POPNORM_GIVEN});
   m.group = random_map(random, n);
@@ -191,7 +191,7 @@ TEST(DoubleBackward, AgreesWithTheOracleAndWithItselfByEveryRoute) {
     Random random("DoubleBackward " + std::to_string(i));
     Configuration k = random_configuration(random);
     if (k.storage != POPNORM_F64) k.storage = POPNORM_F32;  // 16 bits are not served
-    const MapSet maps = random_maps(random, k.n);
+    const MapSet maps = differentiable_maps(random, k.n);
     SCOPED_TRACE(testing::Message() << "case " << i << ": " << testing::PrintToString(k) << ", " << maps);
     MapCase c(k, maps, false, random);
     const Drawn cotangents(c, random);

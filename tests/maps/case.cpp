@@ -59,7 +59,9 @@ std::ostream& operator<<(std::ostream& out, const MapSet& m) {
   map("groups", m.group);
   map("slots", m.slot);
   map("affine", m.affine);
-  return out << weights[m.weights] << ", " << statistics[m.statistics] << (m.one_array ? ", one array of labels" : "");
+  static constexpr const char* activations[] = {"", ", relu", ", leaky relu"};
+  return out << weights[m.weights] << ", " << statistics[m.statistics] << (m.one_array ? ", one array of labels" : "")
+             << (m.residual ? ", residual" : "") << activations[m.activation];
 }
 
 popnorm_map random_map(Random& random, std::int64_t n) {
@@ -77,6 +79,39 @@ popnorm_map random_map(Random& random, std::int64_t n) {
     default:
       return {POPNORM_LABELS, 1 + random.below(40)};
   }
+}
+
+// A source that is blended needs a group's samples to have one slot: then slots are a function of groups.
+MapSet random_maps(Random& random, std::int64_t n) {
+  MapSet m;
+  m.group = random_map(random, n);
+  m.affine = random.coin() ? random_map(random, n) : popnorm_map{POPNORM_WHOLE, 0};
+  m.weights = random.coin() ? POPNORM_UNWEIGHTED
+                            : random.pick({POPNORM_WEIGHTS_PER_SAMPLE, POPNORM_WEIGHTS_PER_POSITION, POPNORM_LENGTHS});
+  m.statistics = random.pick({POPNORM_BATCH, POPNORM_BATCH, POPNORM_GIVEN, POPNORM_BLEND, POPNORM_RENORM});
+  const bool blended = m.statistics == POPNORM_BLEND || m.statistics == POPNORM_RENORM;
+  if (blended)
+    m.slot = random.coin() ? m.group : popnorm_map{POPNORM_LABELS, 1 + random.below(4)};
+  else
+    m.slot = random_map(random, n);
+  m.one_array = random.below(4) == 0 && (!blended || m.group.kind == POPNORM_LABELS || m.slot.kind != POPNORM_LABELS);
+  return m;
+}
+
+bool needs_one_slot(const MapSet& m) { return m.statistics == POPNORM_BLEND || m.statistics == POPNORM_RENORM; }
+
+void expect_same(const MapForward& a, const MapForward& b) {
+  EXPECT_TRUE(same_bits(a.y, b.y)) << "y";
+  EXPECT_TRUE(same_bits(a.saved_mean, b.saved_mean)) << "saved_mean";
+  EXPECT_TRUE(same_bits(a.saved_invstd, b.saved_invstd)) << "saved_invstd";
+  EXPECT_TRUE(same_bits(a.weight, b.weight) && same_bits(a.mean, b.mean) && same_bits(a.m2, b.m2)) << "moments";
+}
+
+void expect_same(const MapBackward& a, const MapBackward& b) {
+  EXPECT_TRUE(same_bits(a.dx, b.dx)) << "dx";
+  EXPECT_TRUE(same_bits(a.dscale, b.dscale)) << "dscale";
+  EXPECT_TRUE(same_bits(a.dshift, b.dshift)) << "dshift";
+  EXPECT_TRUE(same_bits(a.dresidual, b.dresidual)) << "dresidual";
 }
 
 Configuration random_configuration(Random& random) {
@@ -128,12 +163,18 @@ popnorm_problem MapCase::problem_of(const Configuration& k, const MapSet& maps) 
   p.population_slot = maps.slot;
   p.affine_slot = maps.affine;
   p.weights = maps.weights;
+  p.activation = maps.activation;
+  p.slope = maps.slope;
+  p.adds_residual = maps.residual ? 1 : 0;
+  p.residual = p.dx;
+  p.dresidual = p.dy;
   return p;
 }
 
 MapCase::MapCase(const Configuration& k, const MapSet& maps, bool one_slot, Random& random)
     : x({k.layout, k.n, k.c, k.s, k.x}, k.storage, k.where, k.offset),
       dy({k.layout, k.n, k.c, k.s, k.dy}, k.storage, k.where, k.offset),
+      residual({k.layout, k.n, k.c, k.s, k.dx}, k.storage, k.where, k.offset),
       scale(k.parameters, ids_of(maps.affine, k.n) * k.c, k.where),
       shift(k.parameters, ids_of(maps.affine, k.n) * k.c, k.where),
       given_mean(k.statistics, ids_of(maps.slot, k.n) * k.c, k.where),
@@ -228,7 +269,15 @@ void MapCase::draw(Random& random, bool one_slot) {
   }
   m.given_mean = given_mean.values();
   m.given_variance = given_variance.values();
-  for (Array* input : {static_cast<Array*>(&x), static_cast<Array*>(&dy), &scale, &shift, &given_mean, &given_variance})
+  // Where a residual cancels what is normalized, or is all that there is, signs are decided by the last bit.
+  if (maps_.residual) {
+    for (const double value : x_values)
+      residual_values.push_back(std::isnan(value) ? absent
+                                                  : stored(k.storage, random.pick({0.0, 1.0, -1.0}) + random.normal()));
+    residual.assign_by_channel(residual_values);
+  }
+  for (Array* input : {static_cast<Array*>(&x), static_cast<Array*>(&dy), static_cast<Array*>(&residual), &scale,
+                       &shift, &given_mean, &given_variance})
     input->buffer().make_read_only();
 }
 
@@ -267,7 +316,7 @@ MapForward MapCase::forward(const Route& route, popnorm::population* fed) {
   const popnorm::plan plan(problem_, options_of(route));
   const Meaning& m = meaning_;
   GuardedBuffer workspace(plan.info().workspace_bytes, 64, k_.where);
-  Tensor y({k_.layout, k_.n, k_.c, k_.s, k_.y}, k_.storage, k_.where, k_.offset);
+  Tensor y = tensor(k_.y);
   Array saved_mean(k_.statistics, m.rows() * m.c, k_.where), saved_invstd(k_.statistics, m.rows() * m.c, k_.where);
   Array weight(POPNORM_F64, m.groups * m.c, k_.where), mean(POPNORM_F64, m.groups * m.c, k_.where),
       m2(POPNORM_F64, m.groups * m.c, k_.where);
@@ -292,6 +341,7 @@ MapForward MapCase::forward(const Route& route, popnorm::population* fed) {
   a.reserve_bytes = reserve_.size();
   a.workspace = workspace.data();
   a.workspace_bytes = workspace.size();
+  if (maps_.residual) a.residual = residual.data();
   plan.forward(a);
   EXPECT_TRUE(workspace.margins_intact() && reserve_.margins_intact() && y.buffer().margins_intact());
   EXPECT_TRUE(y.gaps_intact());
@@ -308,7 +358,7 @@ MapBackward MapCase::backward(const Route& route) {
   const popnorm::plan plan(problem_, options_of(route));
   const Meaning& m = meaning_;
   GuardedBuffer workspace(plan.info().workspace_bytes, 64, k_.where);
-  Tensor dx({k_.layout, k_.n, k_.c, k_.s, k_.dx}, k_.storage, k_.where, k_.offset);
+  Tensor dx = tensor(k_.dx);
   Array dscale(k_.parameters, m.affine_slots * m.c, k_.where), dshift(k_.parameters, m.affine_slots * m.c, k_.where);
   workspace.poison();
   popnorm_backward_args a = POPNORM_BACKWARD_ARGS_INIT;
@@ -322,18 +372,21 @@ MapBackward MapCase::backward(const Route& route) {
   a.reserve_bytes = reserve_.size();
   a.workspace = workspace.data();
   a.workspace_bytes = workspace.size();
+  Tensor dresidual = tensor(k_.dy);
+  if (maps_.residual) a.dresidual = dresidual.data();
   plan.backward(a);
   EXPECT_TRUE(workspace.margins_intact() && dx.buffer().margins_intact() && dscale.buffer().margins_intact());
-  EXPECT_TRUE(dx.gaps_intact());
-  return {dx.by_channel(), dscale.values(), dshift.values()};
+  EXPECT_TRUE(dx.gaps_intact() && dresidual.buffer().margins_intact() && dresidual.gaps_intact());
+  return {dx.by_channel(), dscale.values(), dshift.values(),
+          maps_.residual ? dresidual.by_channel() : std::vector<double>{}};
 }
 
 MapDoubleBackward MapCase::double_backward(const Route& route, const Cotangents& cotangents) {
   const popnorm::plan plan(problem_, options_of(route));
   const Meaning& m = meaning_;
   GuardedBuffer workspace(plan.info().double_backward_workspace_bytes, 64, k_.where);
-  Tensor grad_x({k_.layout, k_.n, k_.c, k_.s, k_.y}, k_.storage, k_.where, k_.offset);
-  Tensor grad_dy({k_.layout, k_.n, k_.c, k_.s, k_.dx}, k_.storage, k_.where, k_.offset);
+  Tensor grad_x = tensor(k_.y);
+  Tensor grad_dy = tensor(k_.dx);
   Array grad_scale(k_.parameters, m.affine_slots * m.c, k_.where);
   workspace.poison();
   popnorm_double_backward_args a = POPNORM_DOUBLE_BACKWARD_ARGS_INIT;
@@ -392,13 +445,14 @@ void MapCase::run_operations(const Route& route, MapForward& forward, MapBackwar
   finalize.reserve = reserve.data();
   finalize.reserve_bytes = reserve.size();
   plan.finalize(finalize);
-  Tensor y({k_.layout, k_.n, k_.c, k_.s, k_.y}, k_.storage, k_.where, k_.offset);
+  Tensor y = tensor(k_.y);
   popnorm_normalize_args normalize = POPNORM_NORMALIZE_ARGS_INIT;
   with_workspace(normalize);
   normalize.x = x.data();
   normalize.y = y.data();
   normalize.reserve = reserve.data();
   normalize.reserve_bytes = reserve.size();
+  if (maps_.residual) normalize.residual = residual.data();
   plan.normalize(normalize);
   forward.y = y.by_channel();
   forward.saved_mean = saved_mean.values();
@@ -418,7 +472,7 @@ void MapCase::run_operations(const Route& route, MapForward& forward, MapBackwar
   reduce.dscale = dscale.data();
   reduce.dshift = dshift.data();
   plan.backward_reduce(reduce);
-  Tensor dx({k_.layout, k_.n, k_.c, k_.s, k_.dx}, k_.storage, k_.where, k_.offset);
+  Tensor dx = tensor(k_.dx);
   popnorm_backward_apply_args apply = POPNORM_BACKWARD_APPLY_ARGS_INIT;
   with_workspace(apply);
   apply.x = x.data();
@@ -428,8 +482,11 @@ void MapCase::run_operations(const Route& route, MapForward& forward, MapBackwar
   apply.reserve_bytes = reserve.size();
   apply.sum_dy = sum_dy.data();
   apply.sum_dy_xhat = sum_dy_xhat.data();
+  Tensor dresidual = tensor(k_.dy);
+  if (maps_.residual) apply.dresidual = dresidual.data();
   plan.backward_apply(apply);
-  backward = {dx.by_channel(), dscale.values(), dshift.values()};
+  backward = {dx.by_channel(), dscale.values(), dshift.values(),
+              maps_.residual ? dresidual.by_channel() : std::vector<double>{}};
 }
 
 void MapCase::expect_promises(const MapForward& f, const MapBackward& b) const {

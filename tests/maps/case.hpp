@@ -26,9 +26,16 @@ struct MapSet {
   popnorm_statistics statistics = POPNORM_BATCH;
   bool one_scale = false;  // of the samples of a group, where affine slots are labels
   bool one_array = false;  // of labels, for all maps that have labels
+  popnorm_activation activation = POPNORM_IDENTITY;
+  double slope = 0.01;
+  bool residual = false;
 };
 
 std::ostream& operator<<(std::ostream& out, const MapSet& m);
+
+// Maps, weights and a source, and whether that needs a group's samples to have one slot.
+MapSet random_maps(Random& random, std::int64_t n);
+bool needs_one_slot(const MapSet& m);
 
 // A map of n samples, and a layer of any type, layout, strides and alignment, small enough to be many.
 popnorm_map random_map(Random& random, std::int64_t n);
@@ -38,8 +45,11 @@ struct MapForward {
   std::vector<double> y, saved_mean, saved_invstd, weight, mean, m2;
 };
 struct MapBackward {
-  std::vector<double> dx, dscale, dshift;
+  std::vector<double> dx, dscale, dshift, dresidual;
 };
+
+void expect_same(const MapForward& a, const MapForward& b);
+void expect_same(const MapBackward& a, const MapBackward& b);
 
 // Of dx, with its strides, and of dscale and dshift; null = 0.
 struct Cotangents {
@@ -72,11 +82,11 @@ class MapCase {
   // Both once more by the six operations.
   void run_operations(const Route& route, MapForward& forward, MapBackward& backward);
 
-  // Every output within the oracle's bounds.
+  // Every output within the oracle's bounds, which knows nothing of what follows normalization.
   void expect_promises(const MapForward& f, const MapBackward& b) const;
 
-  std::vector<double> x_values, dy_values;  // channel after channel
-  Tensor x, dy;
+  std::vector<double> x_values, dy_values, residual_values;  // channel after channel
+  Tensor x, dy, residual;                                    // residual and dresidual have the strides of dx and dy
   Array scale, shift, given_mean, given_variance;
   std::vector<std::int32_t> group, slot, affine;
   std::vector<float> weights;
@@ -85,6 +95,9 @@ class MapCase {
  private:
   static popnorm_problem problem_of(const Configuration& k, const MapSet& maps);
   void draw(Random& random, bool one_slot);
+  [[nodiscard]] Tensor tensor(Spacing spacing) const {
+    return {{k_.layout, k_.n, k_.c, k_.s, spacing}, k_.storage, k_.where, k_.offset};
+  }
 
   Configuration k_;
   MapSet maps_;

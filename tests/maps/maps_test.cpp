@@ -11,38 +11,6 @@ namespace reference = popnorm::reference;
 
 namespace {
 
-// A source that is blended needs a group's samples to have one slot: then slots are a function of groups.
-MapSet random_maps(Random& random, std::int64_t n) {
-  MapSet m;
-  m.group = random_map(random, n);
-  m.affine = random.coin() ? random_map(random, n) : popnorm_map{POPNORM_WHOLE, 0};
-  m.weights = random.coin() ? POPNORM_UNWEIGHTED
-                            : random.pick({POPNORM_WEIGHTS_PER_SAMPLE, POPNORM_WEIGHTS_PER_POSITION, POPNORM_LENGTHS});
-  m.statistics = random.pick({POPNORM_BATCH, POPNORM_BATCH, POPNORM_GIVEN, POPNORM_BLEND, POPNORM_RENORM});
-  const bool blended = m.statistics == POPNORM_BLEND || m.statistics == POPNORM_RENORM;
-  if (blended)
-    m.slot = random.coin() ? m.group : popnorm_map{POPNORM_LABELS, 1 + random.below(4)};
-  else
-    m.slot = random_map(random, n);
-  m.one_array = random.below(4) == 0 && (!blended || m.group.kind == POPNORM_LABELS || m.slot.kind != POPNORM_LABELS);
-  return m;
-}
-
-bool needs_one_slot(const MapSet& m) { return m.statistics == POPNORM_BLEND || m.statistics == POPNORM_RENORM; }
-
-void expect_same(const MapForward& a, const MapForward& b) {
-  EXPECT_TRUE(same_bits(a.y, b.y)) << "y";
-  EXPECT_TRUE(same_bits(a.saved_mean, b.saved_mean)) << "saved_mean";
-  EXPECT_TRUE(same_bits(a.saved_invstd, b.saved_invstd)) << "saved_invstd";
-  EXPECT_TRUE(same_bits(a.weight, b.weight) && same_bits(a.mean, b.mean) && same_bits(a.m2, b.m2)) << "moments";
-}
-
-void expect_same(const MapBackward& a, const MapBackward& b) {
-  EXPECT_TRUE(same_bits(a.dx, b.dx)) << "dx";
-  EXPECT_TRUE(same_bits(a.dscale, b.dscale)) << "dscale";
-  EXPECT_TRUE(same_bits(a.dshift, b.dshift)) << "dshift";
-}
-
 TEST(Maps, AgreeWithTheOracleAndWithThemselvesByEveryRoute) {
   const std::vector<Route> routes = forced_routes();
   for (int i = 0; i < 250 * effort(); ++i) {

@@ -26,7 +26,7 @@ struct Meaning {
   double share = 0.5, renorm_r = 3, renorm_d = 5, epsilon = 1e-5;
   std::vector<double> given_mean, given_variance;  // [slots][c]
   std::vector<double> scale, shift;                // [affine_slots][c]
-  popnorm::reference::Format storage;  // what it is computed in
+  popnorm::reference::Format storage;              // what it is computed in
 
   std::int64_t rows() const { return statistics == POPNORM_GIVEN ? slots : groups; }
   std::int64_t row(std::int64_t sample) const {

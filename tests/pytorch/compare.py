@@ -29,7 +29,9 @@ Strides = struct("Strides", [("sample row", INT)])
 Map = struct("Map", [("kind", ENUM), ("k", INT)])
 Problem = struct("Problem", [("size", SIZE), ("n c s", INT), ("layout storage parameters statistics", ENUM),
                              ("epsilon", DOUBLE), ("x y dy dx", Strides),
-                             ("norm_group population_slot affine_slot", Map), ("weights", ENUM)])
+                             ("norm_group population_slot affine_slot", Map), ("weights", ENUM),
+                             ("residual dresidual", Strides), ("activation", ENUM), ("slope", DOUBLE),
+                             ("adds_residual", ctypes.c_int32)])
 Batch = struct("Batch", [("norm_group population_slot affine_slot weights device_status", POINTER)])
 Moments = struct("Moments", [("weight mean m2", POINTER)])
 Source = struct("Source", [("statistics estimator", ENUM), ("mean variance population", POINTER),
@@ -43,11 +45,11 @@ PlanInfo = struct("PlanInfo", [("size workspace_bytes workspace_alignment reserv
 Forward = struct("Forward", [("size", SIZE), ("x y scale shift", POINTER), ("batch", Batch), ("source", Source),
                              ("update", Update), ("saved_mean saved_invstd", POINTER), ("moments", Moments),
                              ("reserve", POINTER), ("reserve_bytes", SIZE), ("workspace", POINTER),
-                             ("workspace_bytes", SIZE)])
+                             ("workspace_bytes", SIZE), ("residual", POINTER)])
 Backward = struct("Backward", [("size", SIZE), ("x dy", POINTER), ("batch", Batch), ("dx dscale dshift", POINTER),
                                ("accumulate", ctypes.c_int32), ("reserve", POINTER), ("reserve_bytes", SIZE),
                                ("saved_mean saved_invstd scale", POINTER), ("statistics", ENUM), ("workspace", POINTER),
-                               ("workspace_bytes", SIZE)])
+                               ("workspace_bytes", SIZE), ("dresidual", POINTER)])
 DoubleBackward = struct("DoubleBackward", [("size", SIZE), ("x dy v v_scale v_shift", POINTER), ("batch", Batch),
                                            ("reserve", POINTER), ("reserve_bytes", SIZE),
                                            ("grad_x grad_dy grad_scale", POINTER), ("workspace", POINTER),
@@ -56,7 +58,8 @@ DoubleBackward = struct("DoubleBackward", [("size", SIZE), ("x dy v v_scale v_sh
 NCHW, NHWC = 0, 1
 BATCH, GIVEN = 0, 1
 WHOLE, CONTIGUOUS, PER_SAMPLE = 0, 1, 3
-EPSILON, MOMENTUM = 1e-5, 0.1
+IDENTITY, RELU, LEAKY_RELU = 0, 1, 2
+EPSILON, MOMENTUM, SLOPE = 1e-5, 0.1, 0.2
 
 
 def buffer_of(size):
@@ -68,10 +71,11 @@ def buffer_of(size):
 class Layer:
     """One plan, and what its calls share."""
 
-    def __init__(self, library, shape, layout, dtype, group):
+    def __init__(self, library, shape, layout, dtype, group, activation=IDENTITY, adds_residual=False):
         self.library, self.layout = library, layout
         n, c, s = shape
-        problem = Problem(size=ctypes.sizeof(Problem), n=n, c=c, s=s, layout=layout, epsilon=EPSILON, norm_group=group)
+        problem = Problem(size=ctypes.sizeof(Problem), n=n, c=c, s=s, layout=layout, epsilon=EPSILON, norm_group=group,
+                          activation=activation, slope=SLOPE, adds_residual=int(adds_residual))
         problem.storage = problem.parameters = problem.statistics = 1 if dtype == torch.float32 else 2
         self.plan = POINTER()
         self.check(library.popnorm_plan_create(ctypes.byref(problem), None, ctypes.byref(self.plan)))
@@ -104,17 +108,19 @@ class Layer:
         args.workspace, args.workspace_bytes = self.workspace.data_ptr(), self.workspace.numel()
         self.check(entry(self.plan, ctypes.byref(args), None))
 
-    def forward(self, x, scale, shift, source, update):
+    def forward(self, x, scale, shift, source, update, residual=None):
         y = self.empty(x)
+        more = {} if residual is None else {"residual": self.laid_out(residual)}
         self.call(self.library.popnorm_forward, Forward(source=source, update=update), x=self.laid_out(x), y=y,
-                  scale=scale, shift=shift)
+                  scale=scale, shift=shift, **more)
         return self.back(y)
 
-    def backward(self, x, dy, scale):
+    def backward(self, x, dy, scale, adds_residual=False):
         dx, dscale, dshift = self.empty(x), torch.empty_like(scale), torch.empty_like(scale)
+        more = {"dresidual": self.empty(x)} if adds_residual else {}
         self.call(self.library.popnorm_backward, Backward(), x=self.laid_out(x), dy=self.laid_out(dy), dx=dx,
-                  dscale=dscale, dshift=dshift)
-        return self.back(dx), dscale, dshift
+                  dscale=dscale, dshift=dshift, **more)
+        return self.back(dx), dscale, dshift, *(self.back(t) for t in more.values())
 
     def double_backward(self, x, dy, v, v_scale, v_shift):
         grad_x, grad_dy, grad_scale = self.empty(x), self.empty(x), torch.empty_like(v_scale)
@@ -181,8 +187,32 @@ def compare(library, comparison, shape, layout, dtype):
         for of, got, reference in zip(("grad_x", "grad_dy", "grad_scale"),
                                       layer.double_backward(x, dy, v, v_scale, v_shift), second):
             comparison.expect(f"{where}: {of}", got, reference, dtype)
+    compare_fusions(library, comparison, shape, layout, dtype)
     for of, got, reference in zip(("running_mean", "running_variance"), running, reference_running):
         comparison.expect(f"{tuple(shape)} {dtype}: {of}", got, reference, dtype)
+
+
+def compare_fusions(library, comparison, shape, layout, dtype):
+    x, dy, residual = (torch.randn(shape).to(dtype) + offset for offset in (3, 0.2, -0.3))
+    scale, shift = (torch.randn(shape[1]).to(dtype) for _ in range(2))
+    activations = {
+        "identity": (IDENTITY, lambda z: z),
+        "relu": (RELU, torch.relu),
+        "leaky_relu": (LEAKY_RELU, lambda z: F.leaky_relu(z, SLOPE)),
+    }
+    for name, (activation, apply) in activations.items():
+        for adds_residual in (False, True):
+            inputs = [t.double().requires_grad_() for t in (x, scale, shift, residual)]
+            z = F.batch_norm(inputs[0], None, None, inputs[1], inputs[2], True, 0, EPSILON)
+            reference_y = apply(z + inputs[3] if adds_residual else z)
+            gradients = torch.autograd.grad(reference_y, inputs[: 4 if adds_residual else 3], dy.double())
+            layer = Layer(library, shape, layout, dtype, Map(WHOLE, 0), activation, adds_residual)
+            where = f"{name}{' of a sum' if adds_residual else ''}, {tuple(shape)} layout {layout} {dtype}"
+            y = layer.forward(x, scale, shift, Source(), Update(), residual if adds_residual else None)
+            comparison.expect(f"{where}: y", y, reference_y.detach(), dtype)
+            for of, got, reference in zip(("dx", "dscale", "dshift", "dresidual"),
+                                          layer.backward(x, dy, scale, adds_residual), gradients):
+                comparison.expect(f"{where}: {of}", got, reference, dtype)
 
 
 def outdated(library):

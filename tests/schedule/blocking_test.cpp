@@ -114,6 +114,10 @@ TEST(Blocking, CutsAreWithinTheProblemForAnyShape) {
               ASSERT_LE(b.channels, c);
               ASSERT_GE(b.slabs ? 1 : b.box_channels, 1);
               ASSERT_LE(b.slabs ? 1 : b.box_channels, c);
+              const auto whole_bytes = [&](std::int64_t cut) { return cut == c || cut % 8 == 0; };
+              const bool columns = form == Form::columns;
+              ASSERT_TRUE(!columns || (whole_bytes(b.channels) && (b.slabs || whole_bytes(b.box_channels))))
+                  << "tasks share a byte of a mask";
               ASSERT_GE(b.slabs ? b.slabs_per_task : std::min(b.units, b.boxes), 1);
             }
 }

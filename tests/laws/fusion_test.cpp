@@ -1,0 +1,148 @@
+// A fused residual and activation are what the plain operations and scalar code beside them give, to the bit: y is the activated
+// sum of the plain y and the residual, and dx, dscale and dshift are the plain ones of the gradient behind the activation, which is
+// dresidual. In 16 bits all of it is the f32 result, rounded once.
+#include <gtest/gtest.h>
+
+#include "maps/case.hpp"
+#include "support/executors.hpp"
+
+namespace popnorm_test {
+namespace {
+
+MapSet random_fusions(Random& random, std::int64_t n) {
+  MapSet maps = random_maps(random, n);
+  maps.activation = random.pick({POPNORM_IDENTITY, POPNORM_RELU, POPNORM_RELU, POPNORM_LEAKY_RELU});
+  maps.slope = random.pick({0.01, -0.5, 2.0});
+  maps.residual = maps.activation == POPNORM_IDENTITY || random.coin();
+  return maps;
+}
+
+// A value of the arithmetic type T, where z was.
+template <class T>
+double activated(const MapSet& maps, double z, double value) {
+  if (!(z <= 0)) return value;
+  if (maps.activation == POPNORM_RELU) return 0;
+  return maps.activation == POPNORM_IDENTITY ? value
+                                             : static_cast<double>(static_cast<T>(maps.slope) * static_cast<T>(value));
+}
+
+// Zeros may differ in sign where statistics are constants: there plain backward is a normalization.
+void expect_equal(const std::vector<double>& a, const std::vector<double>& b, const char* what) {
+  ASSERT_EQ(a.size(), b.size()) << what;
+  for (std::size_t i = 0; i < a.size(); ++i)
+    ASSERT_TRUE(a[i] == b[i] || (std::isnan(a[i]) && std::isnan(b[i])))
+        << what << " " << i << ": " << a[i] << ", " << b[i];
+}
+
+template <class T>
+void expect_composed(MapCase& fused, MapCase& plain) {
+  const MapSet& maps = fused.maps();
+  const popnorm_type storage = fused.configuration().storage;
+  const Configuration& k = fused.configuration();
+  const auto copy = [](Tensor& to, const std::vector<double>& values) {
+    to.buffer().make_writable();
+    to.assign_by_channel(values);
+  };
+  copy(plain.x, fused.x_values);
+  const MapForward f = fused.forward({}), p = plain.forward({});
+  EXPECT_TRUE(same_bits(f.saved_mean, p.saved_mean) && same_bits(f.saved_invstd, p.saved_invstd));
+  std::vector<double> y, g, rounded;
+  for (std::int64_t c = 0; c < k.c; ++c)
+    for (std::int64_t n = 0; n < k.n; ++n)
+      for (std::int64_t s = 0; s < k.s; ++s) {
+        const std::size_t i = fused.oracle().at(c, n, s);
+        if (fused.oracle().absent(n, s)) {
+          y.push_back(0);
+          g.push_back(0);
+          continue;
+        }
+        const T z = static_cast<T>(p.y[i]) + (maps.residual ? static_cast<T>(fused.residual_values[i]) : T(0));
+        y.push_back(stored(storage, activated<T>(maps, z, z)));
+        g.push_back(activated<T>(maps, z, fused.dy_values[i]));
+      }
+  expect_equal(f.y, y, "y");
+  copy(plain.dy, g);
+  const MapBackward b = fused.backward({}), q = plain.backward({});
+  for (const double value : g) rounded.push_back(stored(storage, value));
+  if (maps.residual) expect_equal(b.dresidual, rounded, "dresidual");
+  std::vector<double> dx;
+  for (const double value : q.dx) dx.push_back(stored(storage, value));
+  expect_equal(b.dx, dx, "dx");
+  EXPECT_TRUE(same_bits(b.dscale, q.dscale)) << "dscale";
+  EXPECT_TRUE(same_bits(b.dshift, q.dshift)) << "dshift";
+}
+
+TEST(Fusions, AreWhatTheirPartsGiveByEveryRoute) {
+  const std::vector<Route> routes = forced_routes();
+  for (int i = 0; i < 150 * effort(); ++i) {
+    Random random("Fusions " + std::to_string(i)), again("Fusions " + std::to_string(i));
+    const Configuration k = random_configuration(random);
+    const MapSet maps = random_fusions(random, k.n);
+    SCOPED_TRACE(testing::Message() << "case " << i << ": " << testing::PrintToString(k) << ", " << maps);
+    MapCase fused(k, maps, needs_one_slot(maps), random);
+    Configuration wide = random_configuration(again);
+    MapSet bare = random_fusions(again, k.n);
+    if (k.storage != POPNORM_F64) wide.storage = POPNORM_F32;
+    bare.activation = POPNORM_IDENTITY;
+    bare.residual = false;
+    MapCase plain(wide, bare, needs_one_slot(bare), again);
+    k.storage == POPNORM_F64 ? expect_composed<double>(fused, plain) : expect_composed<float>(fused, plain);
+
+    const MapForward f = fused.forward({});
+    const MapBackward b = fused.backward({});
+    ShuffledExecutor executor(static_cast<int>(2 + random.below(6)));
+    const popnorm_executor interface = executor.interface();
+    for (int r = 0; r < 4; ++r) {
+      Route route = routes[static_cast<std::size_t>(random.below(static_cast<std::int64_t>(routes.size())))];
+      if (r % 2 == 1) route.executor = &interface;
+      SCOPED_TRACE(testing::Message() << route);
+      expect_same(fused.forward(route), f);
+      expect_same(fused.backward(route), b);
+    }
+    MapForward parts;
+    MapBackward gradients;
+    fused.run_operations({}, parts, gradients);
+    SCOPED_TRACE("by the six operations");
+    expect_same(parts, f);
+    expect_same(gradients, b);
+    if (testing::Test::HasFailure()) return;
+  }
+}
+
+// Enough for many tasks, whose rows end within bytes of the mask.
+TEST(Fusions, HaveTheSameBitsOnAnyThreads) {
+  struct Shape {
+    popnorm_layout layout;
+    std::int64_t n, c, s;
+  };
+  for (const Shape& shape : {Shape{POPNORM_NCHW, 260, 34, 49}, Shape{POPNORM_NCHW, 3, 6, 9001},
+                             Shape{POPNORM_NHWC, 40, 37, 196}, Shape{POPNORM_NHWC, 7001, 12, 1}})
+    for (const bool residual : {false, true}) {
+      Configuration k;
+      k.layout = shape.layout;
+      k.n = shape.n;
+      k.c = shape.c;
+      k.s = shape.s;
+      MapSet maps;
+      maps.activation = POPNORM_RELU;
+      maps.residual = residual;
+      SCOPED_TRACE(testing::Message() << testing::PrintToString(k) << maps);
+      Random random("fused threads");
+      MapCase c(k, maps, false, random);
+      const MapForward f = c.forward({"baseline", POPNORM_PHASES, POPNORM_STORES_ORDINARY, nullptr});
+      const MapBackward b = c.backward({"baseline", POPNORM_PHASES, POPNORM_STORES_ORDINARY, nullptr});
+      for (const Route& forced : forced_routes())
+        for (const int threads : {1, 3, 16}) {
+          ShuffledExecutor executor(threads);
+          const popnorm_executor interface = executor.interface();
+          Route route = forced;
+          route.executor = &interface;
+          SCOPED_TRACE(testing::Message() << route << " on " << threads << " threads");
+          expect_same(c.forward(route), f);
+          expect_same(c.backward(route), b);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace popnorm_test
