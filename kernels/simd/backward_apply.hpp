@@ -47,8 +47,10 @@ struct FusedBackwardApplyOp {
   template <bool streaming, class Lanes>
   POPNORM_INLINE Batch<T> eval(const Lanes& lanes, const Batch<T>* in, const Batch<T>* row) const {
     const Batch<T> d = in[0] - row[0];
-    const Batch<T> g = direct ? in[1] : gradient(mask, lanes.e, {row[5], row[6]}, in[1], d);
-    if (dresidual.first != nullptr) lanes.template put<streaming>(static_cast<T*>(dresidual.first), g);
+    const Batch<T> g = direct            ? in[1]
+                       : mask != nullptr ? gradient.masked(passed<T>(mask, lanes), in[1])
+                                         : gradient.recomputed({row[5], row[6]}, in[1], d);
+    if (dresidual.first != nullptr) put_lanes<streaming>(static_cast<T*>(dresidual.first), lanes, g);
     const Batch<T> direct_part = row[2] * g - row[3];
     return constant ? direct_part : direct_part - (d * row[1]) * row[4];
   }
@@ -59,8 +61,8 @@ struct FusedBackwardApplyOp {
       moved.dresidual.first = static_cast<T*>(dresidual.first) + sample * dresidual.sample + row * dresidual.row;
     return moved;
   }
-  bool rows_end_to_end(std::int64_t length) const {
-    return gradient.rows_end_to_end(length) && (dresidual.first == nullptr || dresidual.row == length);
+  bool rows_end_to_end(std::int64_t length, bool padded) const {
+    return gradient.rows_end_to_end(length, padded) && (dresidual.first == nullptr || dresidual.row == length);
   }
   bool samples_end_to_end(std::int64_t length) const {
     return gradient.samples_end_to_end(length) && (dresidual.first == nullptr || dresidual.sample == length);

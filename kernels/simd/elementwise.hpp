@@ -1,5 +1,6 @@
 // y and dx: one output element from the same element of each input and the rows of its channel. An Op gives the number of
-// inputs and of rows, and eval(), which may write the same elements of outputs of its own. Elementwise results do not depend on vector width or order: blocking is free here.
+// inputs and of rows, and eval(), which may write the same elements of outputs of its own. Elementwise results do not
+// depend on vector width or order: blocking is free here.
 //
 // Elements that lie end to end in every tensor form a *run*, which is walked as one array from cache line to cache line,
 // so that all but its first and last stores are whole lines. A *walk* knows which coefficients belong to an element.
@@ -19,7 +20,7 @@ POPNORM_INLINE void each_row(const Body& body) {
 
 // Of an Op without operands of its own.
 struct NoOperands {
-  static constexpr bool rows_end_to_end(std::int64_t) { return true; }
+  static constexpr bool rows_end_to_end(std::int64_t, bool) { return true; }
   static constexpr bool samples_end_to_end(std::int64_t) { return true; }
   static constexpr void samples_are_rows() {}
 };
@@ -46,14 +47,14 @@ struct Run {
     return to_line < total ? to_line : total;
   }
 
-  template <bool streaming>
-  POPNORM_INLINE void vector(std::int64_t e, const Coefficients<Op>& k) const {
+  template <bool streaming, class Lanes>
+  POPNORM_INLINE void vector(const Lanes& lanes, const Coefficients<Op>& k) const {
+    const std::int64_t e = lanes.e;
     Batch<T> v[Op::kInputs];
     each_input<Op>([&](auto i) __attribute__((always_inline)) {
       if (ahead[i] != 0) prefetch_to_l2(in[i] + e, ahead[i]);
       v[i] = load(in[i] + e);
     });
-    const RunLanes<T, std::integral_constant<std::int64_t, W>> lanes{e, {}, e + W == total};
     const Batch<T> result = op.template eval<streaming>(lanes, v, k.row);
     if constexpr (streaming)
       stream(out + e, result);
@@ -61,18 +62,27 @@ struct Run {
       put(out + e, result);
   }
 
-  // The n < W elements from e on.
-  POPNORM_INLINE_IF_WIDE void partial(std::int64_t e, std::int64_t n, const Coefficients<Op>& k) const {
+  // Where the elements of the run are the bits of one row of a mask.
+  template <bool streaming>
+  POPNORM_INLINE void vector(std::int64_t e, const Coefficients<Op>& k) const {
+    vector<streaming>(WholeLanes<T>{e, {}, e, e + W == total}, k);
+  }
+
+  // Less than W elements.
+  POPNORM_INLINE_IF_WIDE void partial(const PartialLanes<T>& lanes, const Coefficients<Op>& k) const {
     Batch<T> v[Op::kInputs];
     each_input<Op>([&](auto i) __attribute__((always_inline)) {
-      v[i] = load_partial(in[i] + e, n, Batch<T>(Arithmetic<T>(0)));
+      v[i] = load_partial(in[i] + lanes.e, lanes.n, Batch<T>(Arithmetic<T>(0)));
     });
-    const RunLanes<T, std::int64_t> lanes{e, n, e + n == total};
-    store_partial(out + e, n, op.template eval<false>(lanes, v, k.row));
+    store_partial(out + lanes.e, lanes.n, op.template eval<false>(lanes, v, k.row));
+  }
+  POPNORM_INLINE void partial(std::int64_t e, std::int64_t n, const Coefficients<Op>& k) const {
+    partial(PartialLanes<T>{e, n, e, e + n == total}, k);
   }
 };
 
 // Rows of `length` elements, each with one coefficient; the vector across a border takes its coefficients from both rows.
+// In a mask every row begins at a byte.
 template <class Op>
 class RowsWalk {
  public:
@@ -87,7 +97,8 @@ class RowsWalk {
     Coefficients<Op> here;
   };
 
-  RowsWalk(const Run<Op>& run, const Arithmetic<T>* const* rows, std::int64_t length) : run_(run), length_(length) {
+  RowsWalk(const Run<Op>& run, const Arithmetic<T>* const* rows, std::int64_t length)
+      : run_(run), length_(length), padding_((8 - length % 8) % 8) {
     each_row<Op>([&](auto r) __attribute__((always_inline)) { rows_[r] = rows[r]; });
   }
 
@@ -103,7 +114,9 @@ class RowsWalk {
   POPNORM_INLINE void advance(Cursor& cursor, std::int64_t to) const {
     for (;;) {
       const std::int64_t stop = cursor.end < to ? cursor.end : to;
-      for (; cursor.e + W <= stop; cursor.e += W) run_.template vector<streaming>(cursor.e, cursor.here);
+      for (; cursor.e + W <= stop; cursor.e += W)
+        run_.template vector<streaming>(
+            WholeLanes<T>{cursor.e, {}, cursor.e + cursor.row * padding_, cursor.e + W == cursor.end}, cursor.here);
       if (cursor.e >= to) return;
       cross<streaming>(cursor);
     }
@@ -113,11 +126,12 @@ class RowsWalk {
   void span(std::int64_t e, std::int64_t end) const {
     while (e < end) {
       const std::int64_t row = e / length_;
-      const std::int64_t row_end = (row + 1) * length_ < end ? (row + 1) * length_ : end;
+      const std::int64_t row_end = (row + 1) * length_;
+      const std::int64_t stop = row_end < end ? row_end : end;
       const Coefficients<Op> k = broadcast(row);
-      while (e < row_end) {
-        const std::int64_t n = row_end - e < W - 1 ? row_end - e : W - 1;
-        run_.partial(e, n, k);
+      while (e < stop) {
+        const std::int64_t n = stop - e < W - 1 ? stop - e : W - 1;
+        run_.partial(PartialLanes<T>{e, n, e + row * padding_, e + n == row_end}, k);
         e += n;
       }
     }
@@ -142,7 +156,9 @@ class RowsWalk {
       each_row<Op>([&](auto r) __attribute__((always_inline)) {
         cursor.here.row[r] = splice(left, cursor.here.row[r], next.row[r]);
       });
-      run_.template vector<streaming>(cursor.e, cursor.here);
+      const std::int64_t next_row = cursor.end + cursor.row * padding_;
+      run_.template vector<streaming>(
+          CrossingLanes<T>{cursor.e, next_row - padding_ - left, left, next_row, W - left == length_}, cursor.here);
       cursor.e += W;
     }
     cursor.here = next;
@@ -158,6 +174,7 @@ class RowsWalk {
   Run<Op> run_;
   const Arithmetic<T>* rows_[Op::kRows];
   std::int64_t length_;
+  std::int64_t padding_;  // of a row in a mask
 };
 
 // Positions of `period` channels each. Where vectors cross from one position to the next, rows must go on periodically for
@@ -327,9 +344,10 @@ struct ElementwiseArgs {
     return all;
   }
 
-  // Whether successive rows of a sample, `length` elements each, lie end to end in every tensor.
-  bool rows_end_to_end(std::int64_t length) const {
-    bool all = out.row == length && op.rows_end_to_end(length);
+  // Whether successive rows of a sample, `length` elements each, lie end to end in every tensor, and in a mask, but for
+  // what is `padded` there.
+  bool rows_end_to_end(std::int64_t length, bool padded = false) const {
+    bool all = out.row == length && op.rows_end_to_end(length, padded);
     for (int i = 0; i < Op::kInputs; ++i) all = all && in[i].row == length;
     return all;
   }
@@ -354,7 +372,7 @@ template <class Op>
 void elementwise_rows(const ElementwiseArgs<Op>& args) {
   using T = typename Op::Type;
   const Block& block = args.block;
-  const std::int64_t step = args.rows_end_to_end(block.positions) ? block.channels : 1;
+  const std::int64_t step = args.rows_end_to_end(block.positions, true) ? block.channels : 1;
   for (std::int64_t k = 0; k < block.samples; ++k) {
     for (std::int64_t c = 0; c < block.channels; c += step) {
       const Arithmetic<T>* rows[Op::kRows];

@@ -18,12 +18,11 @@ class Activate {
   Batch<T> kept_;
 };
 
-// The lanes that elements [i, i + kWidth) of a mask's row passed in; beyond its end, anything. Reads 4 bytes.
-template <class T>
-POPNORM_INLINE auto passed(const std::uint8_t* row, std::int64_t i) {
+// Bits of a mask's row from bit i on; beyond its end, anything. Reads 4 bytes.
+POPNORM_INLINE std::uint32_t bits_from(const std::uint8_t* row, std::int64_t i) {
   std::uint32_t bits;
   std::memcpy(&bits, row + (i >> 3), sizeof(bits));
-  return chosen_of<Arithmetic<T>>(bits >> (i & 7));
+  return bits >> (i & 7);
 }
 
 // dy itself.
@@ -40,6 +39,12 @@ struct DirectGradient {
     return dy;
   }
 };
+
+// Whether the rows of a mask, if there is one, lie end to end but for what is `padded`.
+template <class Mask>
+POPNORM_INLINE bool lie_end_to_end(const Mask& mask, std::int64_t length, bool padded) {
+  return mask.first == nullptr || mask.row * 8 == (padded ? (length + 7) / 8 * 8 : length);
+}
 
 // That of (x - hi)*s + b, activated: by a mask, or by recomputing it.
 template <class T>
@@ -62,8 +67,7 @@ class ActivatedGradient {
   POPNORM_INLINE Row moved(Row from, std::int64_t row) const {
     return from != nullptr ? from + row * mask_.row : nullptr;
   }
-  // Whether the mask's rows, or samples of one row, of `length` elements lie end to end.
-  bool rows_end_to_end(std::int64_t length) const { return mask_.first == nullptr || mask_.row * 8 == length; }
+  bool rows_end_to_end(std::int64_t length, bool padded) const { return lie_end_to_end(mask_, length, padded); }
   bool samples_end_to_end(std::int64_t length) const { return mask_.first == nullptr || mask_.sample * 8 == length; }
   void samples_are_rows() { mask_.row = mask_.sample; }
   // Of channel c, and of channels [c, c + n).
@@ -74,11 +78,19 @@ class ActivatedGradient {
     const Batch<T> zero(Arithmetic<T>(0));
     return s_ != nullptr ? Coefficients{load_lanes(s_ + c, n, zero), load_lanes(b_ + c, n, zero)} : Coefficients{};
   }
-  // Of elements from i of the row on, where d = x - hi.
+  // Where `passed` says so, dy.
+  POPNORM_INLINE Batch<T> masked(Chosen<Arithmetic<T>> passed, const Batch<T>& dy) const {
+    return choose(passed, dy, activate_.rest(dy));
+  }
+  // Where d = x - hi says so.
+  POPNORM_INLINE Batch<T> recomputed(const Coefficients& k, const Batch<T>& dy, const Batch<T>& d) const {
+    return choose(at_most_zero(d * k.s + k.b), activate_.rest(dy), dy);
+  }
+  // Of elements from i of the row on.
   POPNORM_INLINE Batch<T> operator()(Row row, std::int64_t i, const Coefficients& k, const Batch<T>& dy,
                                      const Batch<T>& d) const {
-    if (row != nullptr) return choose(passed<T>(row, i), dy, activate_.rest(dy));
-    return choose(at_most_zero(d * k.s + k.b), activate_.rest(dy), dy);
+    if (row != nullptr) return masked(chosen_of<Arithmetic<T>>(bits_from(row, i)), dy);
+    return recomputed(k, dy, d);
   }
 
  private:
@@ -94,30 +106,54 @@ class ActivatedGradient {
 // Whether nothing of the gradient is stopped.
 POPNORM_INLINE bool is_direct(const GradientArgs& args) { return args.mask.first == nullptr && args.s == nullptr; }
 
-// Elements [e, e + n) of a run; `last`: it ends there.
+// Some elements of a run from e on, the bits from `bit` on of a mask. `last`: they end their row.
 template <class T, class N>
 struct RunLanes {
   std::int64_t e;
   N n;
+  std::int64_t bit;
   bool last;
-  static constexpr bool kWhole = !std::is_same_v<N, std::int64_t>;
-
-  // To the same elements of another output of the run.
-  template <bool streaming>
-  POPNORM_INLINE void put(T* out, const Batch<T>& v) const {
-    if constexpr (!kWhole) {
-      store_partial(out + e, n, v);
-    } else if constexpr (streaming) {
-      // The run's own output is aligned, this one by chance.
-      if (reinterpret_cast<std::uintptr_t>(out + e) % (sizeof(T) * static_cast<std::size_t>(kWidth<T>)) == 0)
-        stream(out + e, v);
-      else
-        popnorm::cpu::put(out + e, v);
-    } else {
-      popnorm::cpu::put(out + e, v);
-    }
-  }
 };
+template <class T>
+using WholeLanes = RunLanes<T, std::integral_constant<std::int64_t, kWidth<T>>>;
+template <class T>
+using PartialLanes = RunLanes<T, std::int64_t>;
+
+// A whole vector across a border: `left` elements end a row, the others begin the next, and end it too where `last`.
+template <class T>
+struct CrossingLanes {
+  std::int64_t e;
+  std::int64_t bit;
+  std::int64_t left;
+  std::int64_t next_bit;
+  bool last;
+};
+
+// To the same elements of another output of the run.
+template <bool, class T>
+POPNORM_INLINE void put_lanes(T* out, const PartialLanes<T>& lanes, const Batch<T>& v) {
+  store_partial(out + lanes.e, lanes.n, v);
+}
+template <bool streaming, class T, class Lanes>
+POPNORM_INLINE void put_lanes(T* out, const Lanes& lanes, const Batch<T>& v) {
+  // The run's own output is aligned where it is streamed, this one by chance.
+  const bool aligned = reinterpret_cast<std::uintptr_t>(out + lanes.e) % (sizeof(T) * kWidth<T>) == 0;
+  if (streaming && aligned)
+    stream(out + lanes.e, v);
+  else
+    put(out + lanes.e, v);
+}
+
+// The lanes that passed.
+template <class T, class N>
+POPNORM_INLINE auto passed(const std::uint8_t* mask, const RunLanes<T, N>& lanes) {
+  return chosen_of<Arithmetic<T>>(bits_from(mask, lanes.bit));
+}
+template <class T>
+POPNORM_INLINE auto passed(const std::uint8_t* mask, const CrossingLanes<T>& lanes) {
+  const std::uint32_t here = bits_from(mask, lanes.bit) & ((1U << lanes.left) - 1U);
+  return chosen_of<Arithmetic<T>>(here | bits_from(mask, lanes.next_bit) << lanes.left);
+}
 
 // A mask that is written. Runs are not walked in order: bits beside those of a vector are kept.
 struct MaskOutput {
@@ -133,24 +169,34 @@ struct MaskOutput {
     if (first != nullptr) moved.first = first + k * sample + r * row;
     return moved;
   }
-  bool rows_end_to_end(std::int64_t length) const { return first == nullptr || row * 8 == length; }
+  bool rows_end_to_end(std::int64_t length, bool padded) const { return lie_end_to_end(*this, length, padded); }
   bool samples_end_to_end(std::int64_t length) const { return first == nullptr || sample * 8 == length; }
 
   template <class T, class N>
   POPNORM_INLINE void put(const RunLanes<T, N>& lanes, std::uint32_t bits) const {
-    std::uint8_t* to = first + (lanes.e >> 3);
-    const std::int64_t shift = lanes.e & 7;
-    if constexpr (RunLanes<T, N>::kWhole && kWidth<T> % 8 == 0) {
-      if (shift == 0) {
-        std::memcpy(to, &bits, static_cast<std::size_t>(kWidth<T> / 8));
+    if constexpr (!std::is_same_v<N, std::int64_t> && kWidth<T> % 8 == 0) {
+      if (lanes.bit % 8 == 0) {
+        std::memcpy(first + lanes.bit / 8, &bits, static_cast<std::size_t>(kWidth<T> / 8));
         return;
       }
     }
-    // What lies beyond the end of the run, in its last byte, is nobody's.
-    const std::int64_t end = shift + lanes.n;
+    put_bits(lanes.bit, lanes.n, lanes.last, bits);
+  }
+  template <class T>
+  POPNORM_INLINE void put(const CrossingLanes<T>& lanes, std::uint32_t bits) const {
+    put_bits(lanes.bit, lanes.left, true, bits);
+    put_bits(lanes.next_bit, kWidth<T> - lanes.left, lanes.last, bits >> lanes.left);
+  }
+
+ private:
+  // n bits from `bit` on; `last`: zeros to the end of the byte.
+  POPNORM_INLINE void put_bits(std::int64_t bit, std::int64_t n, bool last, std::uint32_t bits) const {
+    std::uint8_t* to = first + (bit >> 3);
+    const std::int64_t shift = bit & 7;
+    const std::int64_t end = shift + n;
     const std::int64_t bytes = (end + 7) / 8;
-    const std::uint32_t own = (1U << (lanes.last ? bytes * 8 : end)) - (1U << shift);
-    const std::uint32_t value = (bits & ((1U << lanes.n) - 1U)) << shift;
+    const std::uint32_t own = (1U << (last ? bytes * 8 : end)) - (1U << shift);
+    const std::uint32_t value = (bits & ((1U << n) - 1U)) << shift;
     for (std::int64_t i = 0; i < bytes; ++i) {
       const std::uint32_t kept = to[i] & ~(own >> (8 * i));
       to[i] = static_cast<std::uint8_t>(kept | value >> (8 * i));

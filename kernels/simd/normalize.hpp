@@ -53,7 +53,7 @@ struct FusedNormalizeOp {
   POPNORM_INLINE FusedNormalizeOp at(std::int64_t sample, std::int64_t row) const {
     return {activate, adds, mask.at(sample, row)};
   }
-  bool rows_end_to_end(std::int64_t length) const { return mask.rows_end_to_end(length); }
+  bool rows_end_to_end(std::int64_t length, bool padded) const { return mask.rows_end_to_end(length, padded); }
   bool samples_end_to_end(std::int64_t length) const { return mask.samples_end_to_end(length); }
   void samples_are_rows() { mask.row = mask.sample; }
 
