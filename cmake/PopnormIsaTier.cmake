@@ -1,12 +1,12 @@
 # popnorm_add_isa_tier(<name> <xsimd architecture> <flag>...)
 #
-# Compiles cpu/isa.cpp for one instruction set into the object library popnorm_isa_<name>, which defines exactly one symbol:
-# the table popnorm::cpu::kernels_<name>. Only these files get instruction set flags, so that no other code can come to hold
+# Compiles cpu/isa_<storage>.cpp for one instruction set into the object library popnorm_isa_<name>, which defines exactly one
+# symbol per storage type: the tables popnorm::cpu::kernels_<name>_<storage>. Only these files get instruction set flags, so that no other code can come to hold
 # an instruction that the machine lacks; tests/abi inspects the objects. No tier has -mfma: a fused product would round
 # differently from the other tiers.
 function(popnorm_add_isa_tier name arch)
   set(target popnorm_isa_${name})
-  add_library(${target} OBJECT cpu/isa.cpp)
+  add_library(${target} OBJECT cpu/isa_f32.cpp cpu/isa_f64.cpp cpu/isa_bf16.cpp cpu/isa_f16.cpp)
   target_compile_definitions(${target} PRIVATE POPNORM_ISA_NAME=${name} "POPNORM_ISA_ARCH=${arch}")
   target_compile_features(${target} PRIVATE cxx_std_20)
   # Without optimization xsimd's constructors become weak symbols that hold this tier's instructions, and the linker may

@@ -50,7 +50,7 @@ popnorm_status prepare(Plan& plan, const char* isa, const popnorm_executor* exec
   if (const popnorm_status status = choose_tier(isa, table); status != POPNORM_SUCCESS) return status;
   const Problem& p = plan.problem;
   const bool wide = p.storage == POPNORM_F64;
-  State state{&table->kernels[static_cast<int>(p.form)][static_cast<int>(storage_of(p.storage))],
+  State state{&table->kernels[static_cast<int>(storage_of(p.storage))][static_cast<int>(p.form)],
               Executor{nullptr, 0, nullptr},
               {p, p.norm_group, rows_in_flight(p, p.norm_group)},
               {p, p.population_slot, rows_in_flight(p, p.population_slot)}};

@@ -10,11 +10,24 @@
 
 namespace popnorm::cpu {
 
-extern const KernelTable kernels_avx512;
-extern const KernelTable kernels_avx2;
-extern const KernelTable kernels_baseline;
+// By cpu/isa.hpp.
+#define POPNORM_DECLARE_TIER(isa)                                                                              \
+  extern const Kernels kernels_##isa##_f32[kForms], kernels_##isa##_f64[kForms], kernels_##isa##_bf16[kForms], \
+      kernels_##isa##_f16[kForms]
+#define POPNORM_TIER_TABLE(isa)                                                                   \
+  {                                                                                               \
+#isa, { kernels_##isa##_f32, kernels_##isa##_f64, kernels_##isa##_bf16, kernels_##isa##_f16 } \
+  }
+
+POPNORM_DECLARE_TIER(avx512);
+POPNORM_DECLARE_TIER(avx2);
+POPNORM_DECLARE_TIER(baseline);
 
 namespace {
+
+constexpr KernelTable kAvx512 = POPNORM_TIER_TABLE(avx512);
+constexpr KernelTable kAvx2 = POPNORM_TIER_TABLE(avx2);
+constexpr KernelTable kBaseline = POPNORM_TIER_TABLE(baseline);
 
 // What both the processor (CPUID) and the operating system (XCR0: which registers it saves) allow. xsimd 8.1 asks
 // neither correctly.
@@ -45,9 +58,9 @@ const Features& features() {
 }
 
 constexpr Tier kTiers[] = {
-    {&kernels_avx512, "AVX-512 F, CD, DQ, BW, VL and their operating system support", [] { return features().avx512; }},
-    {&kernels_avx2, "AVX2, F16C and their operating system support", [] { return features().avx2; }},
-    {&kernels_baseline, "x86-64", [] { return true; }},
+    {&kAvx512, "AVX-512 F, CD, DQ, BW, VL and their operating system support", [] { return features().avx512; }},
+    {&kAvx2, "AVX2, F16C and their operating system support", [] { return features().avx2; }},
+    {&kBaseline, "x86-64", [] { return true; }},
 };
 constexpr int kTierCount = sizeof(kTiers) / sizeof(kTiers[0]);
 

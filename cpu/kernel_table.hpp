@@ -271,7 +271,7 @@ inline constexpr int kForms = 2;
 
 struct KernelTable {
   const char* isa;
-  Kernels kernels[kForms][kStorages];  // [Form][Storage]
+  const Kernels* kernels[kStorages];  // [Storage][Form]
 };
 
 }  // namespace popnorm::cpu

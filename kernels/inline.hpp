@@ -10,6 +10,6 @@
 #endif
 
 // For what is used at so many places that copies cost more to compile than a call costs to run. Only in anonymous namespaces.
-#define POPNORM_OUTLINED [[gnu::noinline]]
+#define POPNORM_OUTLINED [[gnu::noinline]] inline
 
 #endif

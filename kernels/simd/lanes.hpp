@@ -1,7 +1,7 @@
 // The thin layer over xsimd: what batches of one tier need and xsimd 8.1 lacks or names differently across versions.
 // Partial loads and stores never touch memory beyond their elements.
 //
-// Included by cpu/isa.cpp inside an anonymous namespace (every tier has its own copy; none is visible to the linker).
+// Included by cpu/isa.hpp inside an anonymous namespace (every tier has its own copy; none is visible to the linker).
 // 16-bit types have no batches of their own: they become float where they are loaded and are rounded where they are stored.
 template <class A>
 using Vector = xsimd::batch<A, Arch>;
@@ -561,9 +561,10 @@ POPNORM_INLINE void unroll(const Body& body) {
   }
 }
 
+// Of a loop whose body is long already.
 template <std::int64_t n, class Body>
-POPNORM_INLINE void unroll_if_wide(const Body& body) {
-  if constexpr (kWideTier)
+POPNORM_INLINE void unroll_pair(const Body& body) {
+  if constexpr (n <= 2)
     unroll<n>(body);
   else
     for (std::int64_t i = 0; i < n; ++i) body(i);

@@ -23,7 +23,7 @@ template <std::int64_t vectors, std::int64_t rows, class Leaf>
 POPNORM_INLINE_IF_WIDE void reduce_vectors(const Leaf& leaf, const typename Leaf::Row* row, std::int64_t i,
                                            std::int64_t tail, LaneSums& sums) {
   using T = typename Leaf::Type;
-  unroll_if_wide<kSpan<T>>([&](auto h) __attribute__((always_inline)) {
+  unroll_pair<kSpan<T>>([&](auto h) __attribute__((always_inline)) {
     const auto term = [&](std::int64_t k) __attribute__((always_inline)) {
       const std::int64_t v = k % vectors;
       const std::int64_t at = i + v * kLanes + h * kWidth<T>;

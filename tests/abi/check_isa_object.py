@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Inspects an object that was compiled for one instruction set tier.
+"""Inspects the objects that were compiled for one instruction set tier.
 
-It may define one global symbol, its kernel table, and nothing weak: the linker could keep a weak copy, with this tier's
+Each may define one global symbol, its kernel table, and nothing weak: the linker could keep a weak copy, with this tier's
 instructions, for code that runs on any machine. It may run nothing at load time, call nothing but the C runtime's memory
 functions, and hold no instruction beyond its tier, no fused multiply-add and no approximate reciprocal: those would break
 the promise of equal bits.
@@ -32,7 +32,7 @@ def run(*command):
 
 
 def symbol_faults(nm, objects, tier):
-    table = f"popnorm::cpu::kernels_{tier}"
+    table = re.compile(rf"popnorm::cpu::kernels_{tier}_(f32|f64|bf16|f16)")
     found = []
     for line in run(nm, "--demangle", *objects).splitlines():
         match = re.match(r"^[0-9a-f]*\s+([A-Za-z])\s+(.*)$", line)
@@ -45,8 +45,8 @@ def symbol_faults(nm, objects, tier):
             yield f"call or reference out of the tier: {name}"
         elif kind.isupper() and kind != "U":
             found.append(name)
-    if found != [table]:
-        yield f"global symbols are {found}, expected only {table}"
+    if len(found) != len(objects) or len(set(found)) != len(found) or not all(map(table.fullmatch, found)):
+        yield f"global symbols are {found}, expected only one like {table.pattern} per object"
 
 
 def section_faults(readelf, objects):
@@ -89,7 +89,7 @@ def main():
         *instruction_faults(arguments.objdump, arguments.objects, arguments.tier),
     ]
     shown = 20
-    print("\n".join(faults[:shown]) or f"{arguments.tier}: one symbol, no foreign instruction")
+    print("\n".join(faults[:shown]) or f"{arguments.tier}: one symbol an object, no foreign instruction")
     if len(faults) > shown:
         print(f"and {len(faults) - shown} more")
     return bool(faults)

@@ -11,8 +11,8 @@ TABLE = """
 namespace popnorm::cpu {
 struct KernelTable { float (*kernel)(const float*, float); };
 namespace { float kernel(const float* x, float a) { %s } }
-extern const KernelTable kernels_%s;
-constinit const KernelTable kernels_%s{kernel};
+extern const KernelTable kernels_%s_f32;
+constinit const KernelTable kernels_%s_f32{kernel};
 }
 """
 

@@ -24,7 +24,7 @@ class Coefficients : public testing::TestWithParam<std::tuple<int, int, std::int
   Array drawn(double low, double high) { return drawn(type_, low, high, channels_); }
   Array result() const { return {type_, channels_, Placement::ends_at_guard}; }
   Array doubles() const { return {POPNORM_F64, channels_, Placement::ends_at_guard}; }
-  const Kernels& kernels(const KernelTable& table) const { return table.kernels[std::get<0>(GetParam())][storage_]; }
+  const Kernels& kernels(const KernelTable& table) const { return table.kernels[storage_][std::get<0>(GetParam())]; }
 
   static std::vector<double> all_of(std::initializer_list<const Array*> arrays) {
     std::vector<double> all;

@@ -97,7 +97,7 @@ class KernelCase : public testing::TestWithParam<Case> {
   Array tensor() const { return Array(type(), all_ * c_.positions * c_.channels, Placement::ends_at_guard); }
   Array doubles() const { return Array(POPNORM_F64, c_.channels, Placement::ends_at_guard); }
   Block block() const { return {c_.samples, c_.positions, c_.channels, c_.scattered ? index_.data() : nullptr}; }
-  const Kernels& kernels(const KernelTable& table) const { return table.kernels[c_.form][c_.storage]; }
+  const Kernels& kernels(const KernelTable& table) const { return table.kernels[c_.storage][c_.form]; }
 
   std::int64_t row_stride() const { return c_.form == 0 ? c_.positions : c_.channels; }
   Input input(const Array& a) const { return {a.data(), c_.positions * c_.channels, row_stride()}; }

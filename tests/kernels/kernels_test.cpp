@@ -132,7 +132,7 @@ TEST(KernelGroups, TwoInterleavedGroupsCombineToTheWhole) {
   for (std::int32_t n = 0; n < samples; ++n) members[n % 3 == 0].push_back(n);
   for (int form = 0; form < kForms; ++form) {
     const Input view{x.data(), positions * channels, form == 0 ? positions : channels};
-    const Kernels& kernels = runnable_tables().front()->kernels[form][0];
+    const Kernels& kernels = runnable_tables().front()->kernels[0][form];
     const auto moments = [&](std::int64_t count, const std::int32_t* index) {
       std::vector<double> mean(channels), m2(channels);
       kernels.moments({{count, positions, channels, index}, view, mean.data(), m2.data()});
@@ -163,7 +163,7 @@ TEST(KernelRange, SquaresThatUnderflowKeepTheirVariance) {
   for (const KernelTable* table : runnable_tables()) {
     for (int form = 0; form < kForms; ++form) {
       double mean = 0, m2 = 0;
-      table->kernels[form][0].moments(
+      table->kernels[0][form].moments(
           {{1, positions, 1, nullptr}, {x.data(), positions, form == 0 ? positions : 1}, &mean, &m2});
       EXPECT_LE(std::fabs(m2 - exact.m2), 8 * 0x1p-24L * exact.m2) << table->isa << " form " << form;
     }

@@ -117,7 +117,7 @@ TYPED_TEST(Storage16, EveryTierConvertsLikeTheDefinition) {
     for (const std::int64_t step : {count, std::int64_t{1}}) {
       y.assign(y.size(), 0x5555);
       for (std::int64_t c = 0; c < count; c += step)
-        table->kernels[1][TypeParam::kStorage].normalize({{1, 1, step, nullptr},
+        table->kernels[TypeParam::kStorage][1].normalize({{1, 1, step, nullptr},
                                                           {x.data() + c, step, step},
                                                           {y.data() + c, step, step},
                                                           hi.data() + c,

@@ -1,6 +1,7 @@
-// Compiled once per ISA tier, with POPNORM_ISA_NAME, POPNORM_ISA_ARCH and that tier's compiler flags. Everything but
-// the table is in an anonymous namespace: an inline function with this tier's instructions must never serve the rest of
-// the library.
+// The kernels of one ISA tier and storage type. Compiled once per tier, with POPNORM_ISA_NAME, POPNORM_ISA_ARCH and that tier's
+// compiler flags, from a source file per storage type, which sets POPNORM_ISA_STORAGE and POPNORM_ISA_STORAGE_NAME: four
+// smaller compilations go round on several cores. Everything but the table is in an anonymous namespace: an inline function
+// with this tier's instructions must never serve the rest of the library.
 #include <immintrin.h>
 
 #include <bit>
@@ -24,8 +25,6 @@
 #define POPNORM_TIER_AVX2
 #endif
 
-#define POPNORM_STRING_(x) #x
-#define POPNORM_STRING(x) POPNORM_STRING_(x)
 #define POPNORM_CAT_(a, b) a##b
 #define POPNORM_CAT(a, b) POPNORM_CAT_(a, b)
 
@@ -86,10 +85,10 @@ constexpr Kernels kColumnKernels{moments_columns<T>,
 
 }  // namespace
 
-extern const KernelTable POPNORM_CAT(kernels_, POPNORM_ISA_NAME);
-constinit const KernelTable POPNORM_CAT(kernels_, POPNORM_ISA_NAME){
-    POPNORM_STRING(POPNORM_ISA_NAME),
-    {{kRowKernels<float>, kRowKernels<double>, kRowKernels<Bf16>, kRowKernels<F16>},
-     {kColumnKernels<float>, kColumnKernels<double>, kColumnKernels<Bf16>, kColumnKernels<F16>}}};
+#define POPNORM_ISA_TABLE POPNORM_CAT(POPNORM_CAT(kernels_, POPNORM_ISA_NAME), POPNORM_CAT(_, POPNORM_ISA_STORAGE_NAME))
+
+extern const Kernels POPNORM_ISA_TABLE[kForms];
+constinit const Kernels POPNORM_ISA_TABLE[kForms] = {kRowKernels<POPNORM_ISA_STORAGE>,
+                                                     kColumnKernels<POPNORM_ISA_STORAGE>};
 
 }  // namespace popnorm::cpu

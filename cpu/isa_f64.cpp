@@ -1,0 +1,3 @@
+#define POPNORM_ISA_STORAGE double
+#define POPNORM_ISA_STORAGE_NAME f64
+#include "cpu/isa.hpp"
