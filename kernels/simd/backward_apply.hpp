@@ -32,30 +32,57 @@ void backward_apply_columns(const BackwardApplyArgs& args) {
   elementwise_columns(BackwardApplyOp<T>::elementwise(args));
 }
 
-// The same of the gradient behind an activation, which is itself written as dresidual if asked for.
+// The same of the gradient behind an activation that is recomputed.
 template <class T>
-struct FusedBackwardApplyOp {
+struct RecomputedApplyOp : NoOperands {
   using Type = T;
   static constexpr int kInputs = 2;
-  static constexpr int kRows = 7;  // without recomputation, s and b are any rows
+  static constexpr int kRows = 7;
+  ActivatedGradient<T> gradient;
+  bool constant;
+
+  template <bool streaming, class Lanes>
+  POPNORM_INLINE Batch<T> eval(const Lanes&, const Batch<T>* in, const Batch<T>* row) const {
+    const Batch<T> d = in[0] - row[0];
+    const Batch<T> direct_part = row[2] * gradient.recomputed({row[5], row[6]}, in[1], d) - row[3];
+    return constant ? direct_part : direct_part - (d * row[1]) * row[4];
+  }
+  POPNORM_INLINE const RecomputedApplyOp& at(std::int64_t, std::int64_t) const { return *this; }
+  static ElementwiseArgs<RecomputedApplyOp> elementwise(const FusedBackwardApplyArgs& args) {
+    const BackwardApplyArgs& a = args.of;
+    return {a.block,
+            {a.x, a.dy},
+            a.dx,
+            {static_cast<const Arithmetic<T>*>(a.hi), static_cast<const Arithmetic<T>*>(a.invstd),
+             static_cast<const Arithmetic<T>*>(a.a), static_cast<const Arithmetic<T>*>(a.k1),
+             static_cast<const Arithmetic<T>*>(a.k2), static_cast<const Arithmetic<T>*>(args.gradient.s),
+             static_cast<const Arithmetic<T>*>(args.gradient.b)},
+            a.stores,
+            a.rows,
+            {{}, ActivatedGradient<T>(args.gradient), args.constant}};
+  }
+};
+
+// The same of dy, masked if there is a mask. It is itself written as dresidual if asked for.
+template <class T>
+struct ResidualApplyOp {
+  using Type = T;
+  static constexpr int kInputs = 2;
+  static constexpr int kRows = 5;
   ActivatedGradient<T> gradient;
   typename ActivatedGradient<T>::Row mask;
-  bool direct;
-  bool constant;
   Output dresidual;
+  bool constant;
 
   template <bool streaming, class Lanes>
   POPNORM_INLINE Batch<T> eval(const Lanes& lanes, const Batch<T>* in, const Batch<T>* row) const {
-    const Batch<T> d = in[0] - row[0];
-    const Batch<T> g = direct            ? in[1]
-                       : mask != nullptr ? gradient.masked(passed<T>(mask, lanes), in[1])
-                                         : gradient.recomputed({row[5], row[6]}, in[1], d);
+    const Batch<T> g = mask != nullptr ? gradient.masked(passed<T>(mask, lanes), in[1]) : in[1];
     if (dresidual.first != nullptr) put_lanes<streaming>(static_cast<T*>(dresidual.first), lanes, g);
     const Batch<T> direct_part = row[2] * g - row[3];
-    return constant ? direct_part : direct_part - (d * row[1]) * row[4];
+    return constant ? direct_part : direct_part - ((in[0] - row[0]) * row[1]) * row[4];
   }
-  POPNORM_INLINE FusedBackwardApplyOp at(std::int64_t sample, std::int64_t row) const {
-    FusedBackwardApplyOp moved = *this;
+  POPNORM_INLINE ResidualApplyOp at(std::int64_t sample, std::int64_t row) const {
+    ResidualApplyOp moved = *this;
     moved.mask = gradient.at(sample, row);
     if (dresidual.first != nullptr)
       moved.dresidual.first = static_cast<T*>(dresidual.first) + sample * dresidual.sample + row * dresidual.row;
@@ -72,31 +99,32 @@ struct FusedBackwardApplyOp {
     dresidual.row = dresidual.sample;
   }
 
-  static ElementwiseArgs<FusedBackwardApplyOp> elementwise(const FusedBackwardApplyArgs& args) {
+  static ElementwiseArgs<ResidualApplyOp> elementwise(const FusedBackwardApplyArgs& args) {
     const BackwardApplyArgs& a = args.of;
-    const auto* hi = static_cast<const Arithmetic<T>*>(a.hi);
-    const auto row_or_any = [&](const void* row) {
-      return row != nullptr ? static_cast<const Arithmetic<T>*>(row) : hi;
-    };
-    const ActivatedGradient<T> gradient(args.gradient);
     return {a.block,
             {a.x, a.dy},
             a.dx,
-            {hi, static_cast<const Arithmetic<T>*>(a.invstd), static_cast<const Arithmetic<T>*>(a.a),
-             static_cast<const Arithmetic<T>*>(a.k1), static_cast<const Arithmetic<T>*>(a.k2),
-             row_or_any(args.gradient.s), row_or_any(args.gradient.b)},
+            {static_cast<const Arithmetic<T>*>(a.hi), static_cast<const Arithmetic<T>*>(a.invstd),
+             static_cast<const Arithmetic<T>*>(a.a), static_cast<const Arithmetic<T>*>(a.k1),
+             static_cast<const Arithmetic<T>*>(a.k2)},
             a.stores,
             a.rows,
-            {gradient, nullptr, is_direct(args.gradient), args.constant, args.dresidual}};
+            {ActivatedGradient<T>(args.gradient), nullptr, args.dresidual, args.constant}};
   }
 };
 
 template <class T>
 void fused_backward_apply_rows(const FusedBackwardApplyArgs& args) {
-  elementwise_rows(FusedBackwardApplyOp<T>::elementwise(args));
+  if (args.gradient.s != nullptr)
+    elementwise_rows(RecomputedApplyOp<T>::elementwise(args));
+  else
+    elementwise_rows(ResidualApplyOp<T>::elementwise(args));
 }
 
 template <class T>
 void fused_backward_apply_columns(const FusedBackwardApplyArgs& args) {
-  elementwise_columns(FusedBackwardApplyOp<T>::elementwise(args));
+  if (args.gradient.s != nullptr)
+    elementwise_columns(RecomputedApplyOp<T>::elementwise(args));
+  else
+    elementwise_columns(ResidualApplyOp<T>::elementwise(args));
 }

@@ -6,6 +6,7 @@ class Activate {
  public:
   explicit Activate(const Activation& a)
       : slope_(static_cast<Arithmetic<T>>(a.slope)), kept_(a.keeps ? all_ones() : Batch<T>(Arithmetic<T>(0))) {}
+  POPNORM_INLINE Batch<T> operator()(const Batch<T>& z) const { return choose(at_most_zero(z), rest(z), z); }
   // What becomes of a value where the activation stops it.
   POPNORM_INLINE Batch<T> rest(const Batch<T>& value) const { return both(slope_ * value, kept_); }
 
@@ -174,13 +175,23 @@ struct MaskOutput {
 
   template <class T, class N>
   POPNORM_INLINE void put(const RunLanes<T, N>& lanes, std::uint32_t bits) const {
-    if constexpr (!std::is_same_v<N, std::int64_t> && kWidth<T> % 8 == 0) {
-      if (lanes.bit % 8 == 0) {
-        std::memcpy(first + lanes.bit / 8, &bits, static_cast<std::size_t>(kWidth<T> / 8));
+    constexpr std::int64_t bytes = kWidth<T> / 8;
+    if constexpr (std::is_same_v<N, std::int64_t> || bytes == 0) {
+      put_bits(lanes.bit, lanes.n, lanes.last, bits);
+    } else {
+      std::uint8_t* to = first + lanes.bit / 8;
+      const std::int64_t shift = lanes.bit % 8;
+      if (shift == 0) {
+        std::memcpy(to, &bits, bytes);
         return;
       }
+      // All of `bytes` bytes but their first `shift` bits, and so many of the next.
+      const std::uint32_t before = (1U << shift) - 1U;
+      const std::uint32_t all = (bits & ((1U << kWidth<T>)-1U)) << shift | (to[0] & before);
+      std::memcpy(to, &all, bytes);
+      const std::uint32_t beyond = lanes.last ? 0 : to[bytes] & ~before;
+      to[bytes] = static_cast<std::uint8_t>(beyond | all >> kWidth<T>);
     }
-    put_bits(lanes.bit, lanes.n, lanes.last, bits);
   }
   template <class T>
   POPNORM_INLINE void put(const CrossingLanes<T>& lanes, std::uint32_t bits) const {
@@ -190,7 +201,7 @@ struct MaskOutput {
 
  private:
   // n bits from `bit` on; `last`: zeros to the end of the byte.
-  POPNORM_INLINE void put_bits(std::int64_t bit, std::int64_t n, bool last, std::uint32_t bits) const {
+  POPNORM_OUTLINED void put_bits(std::int64_t bit, std::int64_t n, bool last, std::uint32_t bits) const {
     std::uint8_t* to = first + (bit >> 3);
     const std::int64_t shift = bit & 7;
     const std::int64_t end = shift + n;

@@ -32,51 +32,79 @@ void normalize_columns(const NormalizeArgs& args) {
   elementwise_columns(NormalizeOp<T>::elementwise(args));
 }
 
-// The same, a residual and an activation after it.
+// The same, activated.
 template <class T>
-struct FusedNormalizeOp {
+struct ActivatedNormalizeOp : NoOperands {
   using Type = T;
-  static constexpr int kInputs = 2;  // without a residual, x twice
+  static constexpr int kInputs = 1;
   static constexpr int kRows = 3;
   Activate<T> activate;
-  bool adds;
-  MaskOutput mask;
 
   template <bool streaming, class Lanes>
-  POPNORM_INLINE Batch<T> eval(const Lanes& lanes, const Batch<T>* in, const Batch<T>* row) const {
-    Batch<T> z = (in[0] - row[0]) * row[1] + row[2];
-    if (adds) z = z + in[1];
-    const auto stopped = at_most_zero(z);
-    if (mask.first != nullptr) mask.put(lanes, ~bits_of<Arithmetic<T>>(stopped));
-    return choose(stopped, activate.rest(z), z);
+  POPNORM_INLINE Batch<T> eval(const Lanes&, const Batch<T>* in, const Batch<T>* row) const {
+    return activate((in[0] - row[0]) * row[1] + row[2]);
   }
-  POPNORM_INLINE FusedNormalizeOp at(std::int64_t sample, std::int64_t row) const {
-    return {activate, adds, mask.at(sample, row)};
-  }
-  bool rows_end_to_end(std::int64_t length, bool padded) const { return mask.rows_end_to_end(length, padded); }
-  bool samples_end_to_end(std::int64_t length) const { return mask.samples_end_to_end(length); }
-  void samples_are_rows() { mask.row = mask.sample; }
-
-  static ElementwiseArgs<FusedNormalizeOp> elementwise(const FusedNormalizeArgs& args) {
+  POPNORM_INLINE const ActivatedNormalizeOp& at(std::int64_t, std::int64_t) const { return *this; }
+  static ElementwiseArgs<ActivatedNormalizeOp> elementwise(const FusedNormalizeArgs& args) {
     const NormalizeArgs& a = args.of;
-    const bool adds = args.residual.first != nullptr;
     return {a.block,
-            {a.x, adds ? args.residual : Input{a.x.first, a.x.sample, a.x.row}},
+            {a.x},
             a.y,
             {static_cast<const Arithmetic<T>*>(a.hi), static_cast<const Arithmetic<T>*>(a.s),
              static_cast<const Arithmetic<T>*>(a.b)},
             a.stores,
             a.rows,
-            {Activate<T>(args.activation), adds, MaskOutput(args.mask)}};
+            {{}, Activate<T>(args.activation)}};
+  }
+};
+
+// The same after a residual was added, and a mask written of what passed.
+template <class T>
+struct ResidualNormalizeOp {
+  using Type = T;
+  static constexpr int kInputs = 2;
+  static constexpr int kRows = 3;
+  Activate<T> activate;
+  MaskOutput mask;
+
+  template <bool streaming, class Lanes>
+  POPNORM_INLINE Batch<T> eval(const Lanes& lanes, const Batch<T>* in, const Batch<T>* row) const {
+    const Batch<T> z = ((in[0] - row[0]) * row[1] + row[2]) + in[1];
+    if (mask.first != nullptr) mask.put(lanes, ~bits_of<Arithmetic<T>>(at_most_zero(z)));
+    return activate(z);
+  }
+  POPNORM_INLINE ResidualNormalizeOp at(std::int64_t sample, std::int64_t row) const {
+    return {activate, mask.at(sample, row)};
+  }
+  bool rows_end_to_end(std::int64_t length, bool padded) const { return mask.rows_end_to_end(length, padded); }
+  bool samples_end_to_end(std::int64_t length) const { return mask.samples_end_to_end(length); }
+  void samples_are_rows() { mask.row = mask.sample; }
+
+  static ElementwiseArgs<ResidualNormalizeOp> elementwise(const FusedNormalizeArgs& args) {
+    const NormalizeArgs& a = args.of;
+    return {a.block,
+            {a.x, args.residual},
+            a.y,
+            {static_cast<const Arithmetic<T>*>(a.hi), static_cast<const Arithmetic<T>*>(a.s),
+             static_cast<const Arithmetic<T>*>(a.b)},
+            a.stores,
+            a.rows,
+            {Activate<T>(args.activation), MaskOutput(args.mask)}};
   }
 };
 
 template <class T>
 void fused_normalize_rows(const FusedNormalizeArgs& args) {
-  elementwise_rows(FusedNormalizeOp<T>::elementwise(args));
+  if (args.residual.first != nullptr)
+    elementwise_rows(ResidualNormalizeOp<T>::elementwise(args));
+  else
+    elementwise_rows(ActivatedNormalizeOp<T>::elementwise(args));
 }
 
 template <class T>
 void fused_normalize_columns(const FusedNormalizeArgs& args) {
-  elementwise_columns(FusedNormalizeOp<T>::elementwise(args));
+  if (args.residual.first != nullptr)
+    elementwise_columns(ResidualNormalizeOp<T>::elementwise(args));
+  else
+    elementwise_columns(ActivatedNormalizeOp<T>::elementwise(args));
 }

@@ -122,7 +122,7 @@ TEST_P(FusedKernels, NormalizeAndItsMaskAreTheScalarExpressionToTheBit) {
                   << "byte " << i;
             EXPECT_TRUE(m.margins_intact());
           };
-          expect_elements({Stores::ordinary, Stores::streaming_pages}, masked, value);
+          if (adds) expect_elements({Stores::ordinary, Stores::streaming_pages}, masked, value);
           expect_elements(
               {Stores::streaming}, [&](const Kernels& k, Array& y, Stores stores) { run(k, y, stores, {}); }, value);
         });
@@ -136,7 +136,8 @@ TEST_P(FusedKernels, BackwardApplyIsTheScalarExpressionToTheBit) {
       for (const bool chosen : {false, true})
         for (const bool constant : {false, true})
           with_type([&]<class T>(T) {
-            for (const std::int64_t second : {-1, 0, 1})
+            for (const std::int64_t second : {-1, 0, 1}) {
+              if (second >= 0 && sign == Sign::recomputed) continue;
               expect_elements(
                   {Stores::ordinary, second < 0 ? Stores::streaming : Stores::streaming_pages},
                   [&](const Kernels& k, Array& dx, Stores stores) {
@@ -163,6 +164,7 @@ TEST_P(FusedKernels, BackwardApplyIsTheScalarExpressionToTheBit) {
                     const T pull = xhat * static_cast<T>(k2_.get(r));
                     return constant ? centred : centred - pull;
                   });
+            }
           });
 }
 
