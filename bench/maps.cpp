@@ -6,7 +6,6 @@
 #include <oneapi/tbb/task_arena.h>
 
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <cstring>
 #include <iostream>
 #include <map>
@@ -19,6 +18,7 @@
 #include "arena.hpp"
 #include "layer.hpp"
 #include "measure.hpp"
+#include "ratio_table.hpp"
 
 namespace popnorm_bench {
 namespace {
@@ -224,25 +224,6 @@ class Maps {
   Arena arena_;
 };
 
-// One line a row.
-class Table : public benchmark::BenchmarkReporter {
- public:
-  bool ReportContext(const Context&) override {
-    std::printf("%-62s %10s  %-18s %s\n", "", "ms", "times plain", "loop of plain calls / map");
-    return true;
-  }
-  void ReportRuns(const std::vector<Run>& runs) override {
-    for (const Run& run : runs) {
-      const auto counter = [&](const char* name) { return static_cast<double>(run.counters.at(name)); };
-      std::printf("%-62s %10.3f  %.2f [%.2f, %.2f] ", run.run_name.function_name.c_str(), run.GetAdjustedRealTime(),
-                  counter("of_plain"), counter("low"), counter("high"));
-      if (run.counters.contains("loop_over_map")) std::printf("%8.1fx", counter("loop_over_map"));
-      std::printf("\n");
-      std::fflush(stdout);
-    }
-  }
-};
-
 int run(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   int threads = 2;
@@ -254,7 +235,7 @@ int run(int argc, char** argv) {
   app.add_option("--seconds", protocol.seconds, "per row")->check(CLI::PositiveNumber)->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   Maps maps(threads, protocol);
-  Table table;
+  RatioTable table("loop of plain calls / map", "loop_over_map");
   benchmark::RunSpecifiedBenchmarks(&table);
   return 0;
 }

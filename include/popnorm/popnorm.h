@@ -24,9 +24,9 @@
  *            through batch statistics, dx = scale*invstd*dy with given statistics. w = 1 unless the problem has weights.
  *            Error bounds: docs/numerics.md.
  *
- * Aliasing.  y may be x or residual, dx may be dy or x, dresidual may be dy or x (same pointer and same strides), and what is
- *            updated may be the source of this call's statistics. No other output may overlap an input or another output; overlap is found and refused
- *            (POPNORM_INVALID).
+ * Aliasing.  y may be x or residual, dx may be dy or x, dresidual may be dy or x (same pointer and same strides), and what
+ *            is updated may be the source of this call's statistics. No other output may overlap an input or another
+ *            output; overlap is found and refused (POPNORM_INVALID).
  *
  * Errors.    Every entry returns a status. On anything but POPNORM_SUCCESS (and POPNORM_INTERNAL, when an executor left
  *            tasks undone) nothing was written to the caller's buffers, and popnorm_last_error() says which subject had
@@ -132,11 +132,12 @@ typedef enum popnorm_weights {
       3 /* int64_t[n]: positions [0, length) of a sample are present with weight 1, those beyond are absent */
 } popnorm_weights;
 
-/* What follows normalization in the same sweep: y = f(z), z = scale*xhat + shift (+ residual), in the arithmetic type, before y
- * is rounded to storage. Whether z <= 0 decides both y and the gradient: dz = f'(z)*dy with f'(0) that of z < 0, and where z
- * is NaN, y is NaN and dz is dy. Absent elements (of weight 0) have y = dx = dresidual = 0. Without a residual backward
- * recomputes the sign of z from x, to the bit as forward computed it; with one, forward (or normalize) leaves a bit per element in
- * the reserve. Not served (UNSUPPORTED): by POPNORM_CUDA; in popnorm_double_backward; saved_* instead of a reserve. */
+/* What follows normalization in the same sweep: y = f(z), z = scale*xhat + shift (+ residual), in the arithmetic type,
+ * before y is rounded to storage. Whether z <= 0 decides both y and the gradient: dz = f'(z)*dy with f'(0) that of z < 0;
+ * where z is NaN, y is NaN and dz is dy. Absent elements (of weight 0) have y = dx = dresidual = 0. Without a residual
+ * backward recomputes the sign of z from x, to the bit as forward computed it; with one, forward (or normalize) leaves a
+ * bit per element in the reserve. Not served (UNSUPPORTED): by POPNORM_CUDA; in popnorm_double_backward; saved_* instead
+ * of a reserve. */
 typedef enum popnorm_activation {
   POPNORM_IDENTITY = 0,
   POPNORM_RELU = 1,      /* z > 0: z; else +0, also for -0 and -infinity */
@@ -194,19 +195,20 @@ typedef struct popnorm_batch {
 
 /* What a device found in the arrays of a call, and what it then does. Nothing out of range is ever accessed. */
 typedef enum popnorm_device_status {
-  POPNORM_DEVICE_LABEL =
-      1, /* an id outside [0, k): the sample is absent, y and dx are 0 there; a slot so named is not fed */
-  POPNORM_DEVICE_SLOT = 2,  /* a group whose samples feed two slots: it feeds that of its first sample */
-  POPNORM_DEVICE_WEIGHT = 4 /* a weight that is negative or not finite, a length outside [0, s]: it counts as 0; lengths
-                               beyond s as s */
+  /* An id outside [0, k): the sample is absent, y and dx are 0 there; a slot so named is not fed. */
+  POPNORM_DEVICE_LABEL = 1,
+  /* A group whose samples feed two slots: it feeds that of its first sample. */
+  POPNORM_DEVICE_SLOT = 2,
+  /* A weight that is negative or not finite, a length outside [0, s]: it counts as 0; lengths beyond s as s. */
+  POPNORM_DEVICE_WEIGHT = 4
 } popnorm_device_status;
 
 /* ------------------------------------------------------------------------------------------------ execution options */
 
 typedef enum popnorm_backend {
-  POPNORM_BACKEND_AUTO =
-      0, /* POPNORM_BACKEND=cpu|cuda in the environment; else cuda where options.memory is memory of a CUDA
-                               device (or managed) and plans can be made for one, which POPNORM_VERBOSE=dispatch tells; else cpu */
+  /* POPNORM_BACKEND=cpu|cuda in the environment; else cuda where options.memory is memory of a CUDA device (or managed) and
+   * plans can be made for one, which POPNORM_VERBOSE=dispatch tells; else cpu. */
+  POPNORM_BACKEND_AUTO = 0,
   POPNORM_CPU = 1,
   /* NVIDIA GPUs of compute capability 7.5 or later, by the module libpopnorm_cuda.so beside this library. A request never falls
    * back: UNSUPPORTED names what is missing, the module, a driver, a device or a recent enough one. Plans are for the device
@@ -299,9 +301,9 @@ typedef struct popnorm_plan_info {
   int64_t groups;
   int64_t population_slots;
   int64_t affine_slots;
-  const char*
-      policy; /* for people: how the backend goes about it and how often it expects to move a tensor's bytes T; the
-                         plan's own; "" where there is nothing to choose */
+  /* For people: how the backend goes about it and how often it expects to move a tensor's bytes T; the plan's own; "" where
+   * there is nothing to choose. */
+  const char* policy;
 } popnorm_plan_info;
 
 #define POPNORM_PLAN_INFO_INIT \
@@ -527,7 +529,8 @@ typedef struct popnorm_forward_args {
         POPNORM_UPDATE_INIT, NULL, NULL, {NULL, NULL, NULL}, NULL, 0, NULL, 0, NULL                \
   }
 
-/* INVALID: null x, y or workspace (for a non-empty batch); a residual that the problem does not add, or none where it does; overlap (see Aliasing); unaligned base pointers; workspace or
+/* INVALID: null x, y or workspace (for a non-empty batch); a residual that the problem does not add, or none where it
+ * does; overlap (see Aliasing); unaligned base pointers; workspace or
  * reserve too small; labels or weights that the problem has not, missing ones, ones out of range; momentum or share outside
  * [0, 1], renorm_r < 1, renorm_d < 0; given statistics with BATCH, missing with another source; an update or moments with
  * GIVEN; a group that feeds two slots, with an update, BLEND or RENORM; a corrupted or foreign population, or one with
@@ -655,9 +658,10 @@ typedef struct popnorm_normalize_args {
 POPNORM_API popnorm_status popnorm_normalize(const popnorm_plan* plan, const popnorm_normalize_args* args,
                                              void* stream);
 
-/* Sums over the samples of a statistics row, what a backward through statistics needs of everybody who shared them; dy stands
- * for the gradient of what was activated. With one affine slot they are those of dy, which are also dshift and dscale. With several, each dy is multiplied by its
- * sample's scale first (A and B of the formulas above): samples of several slots may share a row. */
+/* Sums over the samples of a statistics row, what a backward through statistics needs of everybody who shared them. With
+ * one affine slot they are those of dy, which are also dshift and dscale. With several, each dy is multiplied by its
+ * sample's scale first (A and B of the formulas above): samples of several slots may share a row. dy stands for the
+ * gradient of what was activated. */
 typedef struct popnorm_backward_reduce_args {
   size_t size;
   const void* x;
