@@ -18,10 +18,16 @@ class FusedKernels : public KernelCase {
     residual_ = tensor();
     for (std::int64_t i = 0; i < residual_.count(); ++i)
       residual_.set(i, random_.below(9) == 0 ? -std::numeric_limits<double>::infinity() : random_.normal() - 3);
-    // z of exactly 0, -0, NaN.
     for (const double special : {0.0, -0.0, std::numeric_limits<double>::quiet_NaN()})
       dy_.set(random_.below(dy_.count()), special);
+    // z is NaN somewhere, and exactly 0 at the first element, by whichever row.
     x_.set(random_.below(x_.count()), std::numeric_limits<double>::quiet_NaN());
+    x_.set(0, 2.5);
+    residual_.set(0, 0);
+    for (std::int64_t r = 0; r < kRows; ++r) {
+      hi_.set(r * pitch(), 2.5);
+      k1_.set(r * pitch(), 0);
+    }
   }
 
   std::int64_t rows() const { return c_.form == 0 ? c_.channels : c_.positions; }
