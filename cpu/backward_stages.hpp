@@ -228,10 +228,7 @@ struct Staged : Backward<T> {
   static void fold(void* context, Channels channels) {
     const Staged& b = *static_cast<const Staged*>(context);
     for_each_piece(channels, [&](std::int64_t c, std::int64_t n) {
-      if (b.wanted.reduces)
-        b.reduce_cells(c, n, b.wanted.scaled);
-      else if (b.plan.problem.recomputes())
-        for (std::int64_t cell = 0; cell < b.cells().count(); ++cell) b.recompute_row(cell, c, n);
+      if (b.wanted.reduces) b.reduce_cells(c, n, b.wanted.scaled);
       for (std::int64_t row = 0; row < b.samples.wave().rows; ++row) b.put_sums(row, c, n);
       for (std::int64_t cell = 0; b.wanted.applies && cell < b.cells().count(); ++cell) b.fold_cell(cell, c, n);
     });
@@ -256,7 +253,7 @@ struct Staged : Backward<T> {
     if (box.n1 > box.n0 && p.s > 0) Backward<T>::apply(context, box, all, 0);
   }
 
-  // Before anything is reduced.
+  // Before the stages.
   void recompute_rows() const {
     if (!this->plan.problem.recomputes()) return;
     const FpEnvironment environment;
@@ -311,7 +308,7 @@ popnorm_status run_backward(const char* operation, const Plan& plan, const popno
     const Placement at =
         place(plan, wave, slots.units(), {2, wanted.reduces, wanted.applies}, independent ? wave.rows : 0);
     b.stores = at.blocking.stores;
-    if (wanted.reduces && at.blocking.rows == 0) b.recompute_rows();
+    if (at.blocking.rows == 0) b.recompute_rows();
     const Stages stages{&b,
                         slots.units(),
                         wanted.reduces ? Backward<T>::reduce : nullptr,

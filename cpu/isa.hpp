@@ -38,6 +38,7 @@ using Arch = POPNORM_ISA_ARCH;
 #include "kernels/simd/lanes.hpp"
 #include "kernels/simd/reduce.hpp"
 #include "kernels/simd/moments.hpp"
+#include "kernels/simd/mask.hpp"
 #include "kernels/simd/gradient.hpp"
 #include "kernels/simd/backward_reduce.hpp"
 #include "kernels/simd/elementwise.hpp"

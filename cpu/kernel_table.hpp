@@ -104,8 +104,8 @@ struct BackwardApplyArgs {
 };
 
 // y = activation((x - hi)*s + b + residual). residual.first null: none, nor a mask. mask.first not null: which elements the
-// activation did not stop, a bit each: element i of a row has bit i % 8 of byte i / 8, strides are in bytes. Blocks begin at a byte; one that
-// ends within a byte ends its row, and clears the rest.
+// activation did not stop, a bit each: element i of a row has bit i % 8 of byte i / 8, strides are in bytes. Blocks begin at
+// a byte; one that ends within a byte ends its row, and clears the rest.
 struct FusedNormalizeArgs {
   NormalizeArgs of;
   Activation activation = {};
@@ -128,7 +128,8 @@ struct FusedBackwardReduceArgs {
   GradientArgs gradient = {};
 };
 
-// dresidual = g, if asked for (not where it is recomputed), and dx = (a*g - k1) - ((x - hi)*invstd)*k2, or a*g - k1 where statistics are `constant`.
+// dresidual = g, if asked for (not where it is recomputed), and dx = (a*g - k1) - ((x - hi)*invstd)*k2, or a*g - k1 where
+// statistics are `constant`.
 struct FusedBackwardApplyArgs {
   BackwardApplyArgs of;
   GradientArgs gradient = {};

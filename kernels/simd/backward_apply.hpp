@@ -9,27 +9,35 @@ struct BackwardApplyOp : NoOperands {
     return (row[2] * in[1] - row[3]) - ((in[0] - row[0]) * row[1]) * row[4];
   }
   POPNORM_INLINE BackwardApplyOp at(std::int64_t, std::int64_t) const { return {}; }
-  static ElementwiseArgs<BackwardApplyOp> elementwise(const BackwardApplyArgs& a) {
-    return {a.block,
-            {a.x, a.dy},
-            a.dx,
-            {static_cast<const Arithmetic<T>*>(a.hi), static_cast<const Arithmetic<T>*>(a.invstd),
-             static_cast<const Arithmetic<T>*>(a.a), static_cast<const Arithmetic<T>*>(a.k1),
-             static_cast<const Arithmetic<T>*>(a.k2)},
-            a.stores,
-            a.rows,
-            {}};
-  }
 };
+
+// What an Op of backward walks: x and dy, with the rows that recompute z if it has more than five.
+template <class Op>
+ElementwiseArgs<Op> differentiation(const BackwardApplyArgs& a, const GradientArgs& gradient, const Op& op) {
+  using A = Arithmetic<typename Op::Type>;
+  ElementwiseArgs<Op> walk{a.block,
+                           {a.x, a.dy},
+                           a.dx,
+                           {static_cast<const A*>(a.hi), static_cast<const A*>(a.invstd), static_cast<const A*>(a.a),
+                            static_cast<const A*>(a.k1), static_cast<const A*>(a.k2)},
+                           a.stores,
+                           a.rows,
+                           op};
+  if constexpr (Op::kRows > 5) {
+    walk.rows[5] = static_cast<const A*>(gradient.s);
+    walk.rows[6] = static_cast<const A*>(gradient.b);
+  }
+  return walk;
+}
 
 template <class T>
 void backward_apply_rows(const BackwardApplyArgs& args) {
-  elementwise_rows(BackwardApplyOp<T>::elementwise(args));
+  elementwise_rows(differentiation(args, {}, BackwardApplyOp<T>{}));
 }
 
 template <class T>
 void backward_apply_columns(const BackwardApplyArgs& args) {
-  elementwise_columns(BackwardApplyOp<T>::elementwise(args));
+  elementwise_columns(differentiation(args, {}, BackwardApplyOp<T>{}));
 }
 
 // The same of the gradient behind an activation that is recomputed.
@@ -48,19 +56,6 @@ struct RecomputedApplyOp : NoOperands {
     return constant ? direct_part : direct_part - (d * row[1]) * row[4];
   }
   POPNORM_INLINE const RecomputedApplyOp& at(std::int64_t, std::int64_t) const { return *this; }
-  static ElementwiseArgs<RecomputedApplyOp> elementwise(const FusedBackwardApplyArgs& args) {
-    const BackwardApplyArgs& a = args.of;
-    return {a.block,
-            {a.x, a.dy},
-            a.dx,
-            {static_cast<const Arithmetic<T>*>(a.hi), static_cast<const Arithmetic<T>*>(a.invstd),
-             static_cast<const Arithmetic<T>*>(a.a), static_cast<const Arithmetic<T>*>(a.k1),
-             static_cast<const Arithmetic<T>*>(a.k2), static_cast<const Arithmetic<T>*>(args.gradient.s),
-             static_cast<const Arithmetic<T>*>(args.gradient.b)},
-            a.stores,
-            a.rows,
-            {{}, ActivatedGradient<T>(args.gradient), args.constant}};
-  }
 };
 
 // The same of dy, masked if there is a mask. It is itself written as dresidual if asked for.
@@ -98,33 +93,26 @@ struct ResidualApplyOp {
     gradient.samples_are_rows();
     dresidual.row = dresidual.sample;
   }
-
-  static ElementwiseArgs<ResidualApplyOp> elementwise(const FusedBackwardApplyArgs& args) {
-    const BackwardApplyArgs& a = args.of;
-    return {a.block,
-            {a.x, a.dy},
-            a.dx,
-            {static_cast<const Arithmetic<T>*>(a.hi), static_cast<const Arithmetic<T>*>(a.invstd),
-             static_cast<const Arithmetic<T>*>(a.a), static_cast<const Arithmetic<T>*>(a.k1),
-             static_cast<const Arithmetic<T>*>(a.k2)},
-            a.stores,
-            a.rows,
-            {ActivatedGradient<T>(args.gradient), nullptr, args.dresidual, args.constant}};
-  }
 };
 
 template <class T>
 void fused_backward_apply_rows(const FusedBackwardApplyArgs& args) {
   if (args.gradient.s != nullptr)
-    elementwise_rows(RecomputedApplyOp<T>::elementwise(args));
+    elementwise_rows(differentiation(args.of, args.gradient,
+                                     RecomputedApplyOp<T>{{}, ActivatedGradient<T>(args.gradient), args.constant}));
   else
-    elementwise_rows(ResidualApplyOp<T>::elementwise(args));
+    elementwise_rows(differentiation(
+        args.of, args.gradient,
+        ResidualApplyOp<T>{ActivatedGradient<T>(args.gradient), nullptr, args.dresidual, args.constant}));
 }
 
 template <class T>
 void fused_backward_apply_columns(const FusedBackwardApplyArgs& args) {
   if (args.gradient.s != nullptr)
-    elementwise_columns(RecomputedApplyOp<T>::elementwise(args));
+    elementwise_columns(differentiation(args.of, args.gradient,
+                                        RecomputedApplyOp<T>{{}, ActivatedGradient<T>(args.gradient), args.constant}));
   else
-    elementwise_columns(ResidualApplyOp<T>::elementwise(args));
+    elementwise_columns(differentiation(
+        args.of, args.gradient,
+        ResidualApplyOp<T>{ActivatedGradient<T>(args.gradient), nullptr, args.dresidual, args.constant}));
 }

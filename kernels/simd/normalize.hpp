@@ -10,26 +10,27 @@ struct NormalizeOp : NoOperands {
     return (in[0] - row[0]) * row[1] + row[2];
   }
   POPNORM_INLINE NormalizeOp at(std::int64_t, std::int64_t) const { return {}; }
-  static ElementwiseArgs<NormalizeOp> elementwise(const NormalizeArgs& a) {
-    return {a.block,
-            {a.x},
-            a.y,
-            {static_cast<const Arithmetic<T>*>(a.hi), static_cast<const Arithmetic<T>*>(a.s),
-             static_cast<const Arithmetic<T>*>(a.b)},
-            a.stores,
-            a.rows,
-            {}};
-  }
 };
+
+// What an Op of normalization walks: x, and a residual if it has another input.
+template <class Op>
+ElementwiseArgs<Op> normalization(const NormalizeArgs& a, const Input& residual, const Op& op) {
+  using A = Arithmetic<typename Op::Type>;
+  ElementwiseArgs<Op> walk{
+      a.block,  {a.x},  a.y, {static_cast<const A*>(a.hi), static_cast<const A*>(a.s), static_cast<const A*>(a.b)},
+      a.stores, a.rows, op};
+  if constexpr (Op::kInputs > 1) walk.in[1] = residual;
+  return walk;
+}
 
 template <class T>
 void normalize_rows(const NormalizeArgs& args) {
-  elementwise_rows(NormalizeOp<T>::elementwise(args));
+  elementwise_rows(normalization(args, {}, NormalizeOp<T>{}));
 }
 
 template <class T>
 void normalize_columns(const NormalizeArgs& args) {
-  elementwise_columns(NormalizeOp<T>::elementwise(args));
+  elementwise_columns(normalization(args, {}, NormalizeOp<T>{}));
 }
 
 // The same, activated.
@@ -45,17 +46,6 @@ struct ActivatedNormalizeOp : NoOperands {
     return activate((in[0] - row[0]) * row[1] + row[2]);
   }
   POPNORM_INLINE const ActivatedNormalizeOp& at(std::int64_t, std::int64_t) const { return *this; }
-  static ElementwiseArgs<ActivatedNormalizeOp> elementwise(const FusedNormalizeArgs& args) {
-    const NormalizeArgs& a = args.of;
-    return {a.block,
-            {a.x},
-            a.y,
-            {static_cast<const Arithmetic<T>*>(a.hi), static_cast<const Arithmetic<T>*>(a.s),
-             static_cast<const Arithmetic<T>*>(a.b)},
-            a.stores,
-            a.rows,
-            {{}, Activate<T>(args.activation)}};
-  }
 };
 
 // The same after a residual was added, and a mask written of what passed.
@@ -79,32 +69,22 @@ struct ResidualNormalizeOp {
   bool rows_end_to_end(std::int64_t length, bool padded) const { return mask.rows_end_to_end(length, padded); }
   bool samples_end_to_end(std::int64_t length) const { return mask.samples_end_to_end(length); }
   void samples_are_rows() { mask.row = mask.sample; }
-
-  static ElementwiseArgs<ResidualNormalizeOp> elementwise(const FusedNormalizeArgs& args) {
-    const NormalizeArgs& a = args.of;
-    return {a.block,
-            {a.x, args.residual},
-            a.y,
-            {static_cast<const Arithmetic<T>*>(a.hi), static_cast<const Arithmetic<T>*>(a.s),
-             static_cast<const Arithmetic<T>*>(a.b)},
-            a.stores,
-            a.rows,
-            {Activate<T>(args.activation), MaskOutput(args.mask)}};
-  }
 };
 
 template <class T>
 void fused_normalize_rows(const FusedNormalizeArgs& args) {
   if (args.residual.first != nullptr)
-    elementwise_rows(ResidualNormalizeOp<T>::elementwise(args));
+    elementwise_rows(normalization(args.of, args.residual,
+                                   ResidualNormalizeOp<T>{Activate<T>(args.activation), MaskOutput(args.mask)}));
   else
-    elementwise_rows(ActivatedNormalizeOp<T>::elementwise(args));
+    elementwise_rows(normalization(args.of, {}, ActivatedNormalizeOp<T>{{}, Activate<T>(args.activation)}));
 }
 
 template <class T>
 void fused_normalize_columns(const FusedNormalizeArgs& args) {
   if (args.residual.first != nullptr)
-    elementwise_columns(ResidualNormalizeOp<T>::elementwise(args));
+    elementwise_columns(normalization(args.of, args.residual,
+                                      ResidualNormalizeOp<T>{Activate<T>(args.activation), MaskOutput(args.mask)}));
   else
-    elementwise_columns(ActivatedNormalizeOp<T>::elementwise(args));
+    elementwise_columns(normalization(args.of, {}, ActivatedNormalizeOp<T>{{}, Activate<T>(args.activation)}));
 }

@@ -3,6 +3,8 @@
 #include <array>
 #include <cmath>
 
+#include "support/executors.hpp"
+
 namespace popnorm_test {
 
 namespace reference = popnorm::reference;
@@ -487,6 +489,25 @@ void MapCase::run_operations(const Route& route, MapForward& forward, MapBackwar
   plan.backward_apply(apply);
   backward = {dx.by_channel(), dscale.values(), dshift.values(),
               maps_.residual ? dresidual.by_channel() : std::vector<double>{}};
+}
+
+void MapCase::expect_same_by_every_route(const MapForward& f, const MapBackward& b, Random& random) {
+  const std::vector<Route> routes = forced_routes();
+  ShuffledExecutor executor(static_cast<int>(2 + random.below(6)));
+  const popnorm_executor interface = executor.interface();
+  for (int r = 0; r < (on_cuda() ? 1 : 4); ++r) {
+    Route route = routes[static_cast<std::size_t>(random.below(static_cast<std::int64_t>(routes.size())))];
+    if (r % 2 == 1) route.executor = &interface;
+    SCOPED_TRACE(testing::Message() << route);
+    expect_same(forward(route), f);
+    expect_same(backward(route), b);
+  }
+  MapForward parts;
+  MapBackward gradients;
+  run_operations({}, parts, gradients);
+  SCOPED_TRACE("by the six operations");
+  expect_same(parts, f);
+  expect_same(gradients, b);
 }
 
 void MapCase::expect_promises(const MapForward& f, const MapBackward& b) const {

@@ -82,6 +82,8 @@ class MapCase {
   // Both once more by the six operations.
   void run_operations(const Route& route, MapForward& forward, MapBackward& backward);
 
+  // The same bits by some forced routes, on threads in any order, and by the six operations.
+  void expect_same_by_every_route(const MapForward& f, const MapBackward& b, Random& random);
   // Every output within the oracle's bounds, which knows nothing of what follows normalization.
   void expect_promises(const MapForward& f, const MapBackward& b) const;
 

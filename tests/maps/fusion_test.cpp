@@ -73,7 +73,6 @@ void expect_composed(MapCase& fused, MapCase& plain) {
 }
 
 TEST(Fusions, AreWhatTheirPartsGiveByEveryRoute) {
-  const std::vector<Route> routes = forced_routes();
   for (int i = 0; i < 150 * effort(); ++i) {
     Random random("Fusions " + std::to_string(i)), again("Fusions " + std::to_string(i));
     const Configuration k = random_configuration(random);
@@ -90,21 +89,7 @@ TEST(Fusions, AreWhatTheirPartsGiveByEveryRoute) {
 
     const MapForward f = fused.forward({});
     const MapBackward b = fused.backward({});
-    ShuffledExecutor executor(static_cast<int>(2 + random.below(6)));
-    const popnorm_executor interface = executor.interface();
-    for (int r = 0; r < 4; ++r) {
-      Route route = routes[static_cast<std::size_t>(random.below(static_cast<std::int64_t>(routes.size())))];
-      if (r % 2 == 1) route.executor = &interface;
-      SCOPED_TRACE(testing::Message() << route);
-      expect_same(fused.forward(route), f);
-      expect_same(fused.backward(route), b);
-    }
-    MapForward parts;
-    MapBackward gradients;
-    fused.run_operations({}, parts, gradients);
-    SCOPED_TRACE("by the six operations");
-    expect_same(parts, f);
-    expect_same(gradients, b);
+    fused.expect_same_by_every_route(f, b, random);
     if (testing::Test::HasFailure()) return;
   }
 }

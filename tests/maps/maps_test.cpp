@@ -12,7 +12,6 @@ namespace reference = popnorm::reference;
 namespace {
 
 TEST(Maps, AgreeWithTheOracleAndWithThemselvesByEveryRoute) {
-  const std::vector<Route> routes = forced_routes();
   for (int i = 0; i < 250 * effort(); ++i) {
     Random random("Maps " + std::to_string(i));
     const Configuration k = random_configuration(random);
@@ -22,21 +21,7 @@ TEST(Maps, AgreeWithTheOracleAndWithThemselvesByEveryRoute) {
     const MapForward f = c.forward({});
     const MapBackward b = c.backward({});
     c.expect_promises(f, b);
-    ShuffledExecutor executor(static_cast<int>(2 + random.below(6)));
-    const popnorm_executor interface = executor.interface();
-    for (int r = 0; r < (on_cuda() ? 1 : 4); ++r) {
-      Route route = routes[static_cast<std::size_t>(random.below(static_cast<std::int64_t>(routes.size())))];
-      if (r % 2 == 1) route.executor = &interface;
-      SCOPED_TRACE(testing::Message() << route);
-      expect_same(c.forward(route), f);
-      expect_same(c.backward(route), b);
-    }
-    MapForward parts;
-    MapBackward gradients;
-    c.run_operations({}, parts, gradients);
-    SCOPED_TRACE("by the six operations");
-    expect_same(parts, f);
-    expect_same(gradients, b);
+    c.expect_same_by_every_route(f, b, random);
     if (HasFailure()) return;
   }
 }
