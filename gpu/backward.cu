@@ -60,6 +60,7 @@ struct Call {
   const char* operation;
   const Problem& p;
   const popnorm_batch& batch;
+  const void* reserve;
   BackwardSpace<A> space;
   RowSource<A> source;
   void* stream;
@@ -82,6 +83,7 @@ struct Call {
     args.extents = extents_of(p);
     args.x = operand(p, x, p.x);
     args.dy = operand(p, dy, p.dy);
+    args.fusion = fusion_of(p, reserve);
     args.source = source;
     args.classes = classes;
     args.scaled = scaled() && classes == Classes::rows;
@@ -95,9 +97,11 @@ struct Call {
 
   popnorm_status reduce(const void* x, const void* dy, Classes classes, bool for_dx_alone) const {
     const BackwardReduceArgs<A> args = reduce_args(x, dy, classes, for_dx_alone);
-    return with_instance<A>(p, [&](auto type, auto rows, auto weighted) {
-      return launch(operation, "backward_reduce", backward_reduce_kernel<decltype(type), rows.value, weighted.value>,
-                    args, grid_of(p, most_tiles(p)), stream);
+    const bool activated = p.activation != POPNORM_IDENTITY;
+    return with_form<A>(p, is_weighted(p), activated, [&](auto type, auto rows, auto weighted, auto fused) {
+      return launch(operation, "backward_reduce",
+                    backward_reduce_kernel<decltype(type), rows.value, weighted.value, fused.value>, args,
+                    grid_of(p, most_tiles(p)), stream);
     });
   }
 
@@ -143,30 +147,33 @@ struct Call {
     return launch(operation, "deliver", deliver_kernel<A>, args, line_of(p.c, p.affine_slot.count), stream);
   }
 
-  popnorm_status apply(const void* x, const void* dy, void* dx) const {
+  popnorm_status apply(const void* x, const void* dy, void* dx, void* dresidual) const {
     BackwardApplyArgs<A> args;
     args.extents = extents_of(p);
     args.x = operand(p, x, p.x);
     args.dy = operand(p, dy, p.dy);
     args.dx = operand(p, dx, p.dx);
+    args.dresidual = operand(p, dresidual, p.dresidual);
+    args.fusion = fusion_of(p, reserve);
     args.weights = weights_of(p, batch);
     args.source = source;
     args.k1 = space.k1;
     args.k2 = space.k2;
-    return with_instance<A>(p, [&](auto type, auto rows, auto weighted) {
-      return launch(operation, "backward_apply", backward_apply_kernel<decltype(type), rows.value, weighted.value>,
-                    args, grid_of(p, chunks_of(p)), stream);
+    return with_form<A>(p, is_weighted(p), p.fused(), [&](auto type, auto rows, auto weighted, auto fused) {
+      return launch(operation, "backward_apply",
+                    backward_apply_kernel<decltype(type), rows.value, weighted.value, fused.value>, args,
+                    grid_of(p, chunks_of(p)), stream);
     });
   }
 
   // Sums and dx by one read.
-  popnorm_status resident(const void* x, const void* dy, void* dx, const Policy& policy) const {
+  popnorm_status resident(const void* x, const void* dy, void* dx, void* dresidual, const Policy& policy) const {
     const ResidentBackwardArgs<A> args{reduce_args(x, dy, Classes::rows, false),
                                        fold_args(Classes::rows, true, space.dy_of_class, space.dy_xhat_of_class, false),
-                                       operand(p, dx, p.dx), crew_of(p, policy)};
-    return with_form<A>(p, [&](auto type, auto rows) {
-      return launch(operation, "resident_backward", resident_backward_kernel<decltype(type), rows.value>, args,
-                    team_grid_of(p, Direction::backward, policy), stream);
+                                       operand(p, dx, p.dx), operand(p, dresidual, p.dresidual), crew_of(p, policy)};
+    return with_form<A>(p, p.fused(), [&](auto type, auto rows, auto fused) {
+      return launch(operation, "resident_backward", resident_backward_kernel<decltype(type), rows.value, fused.value>,
+                    args, team_grid_of(p, Direction::backward, policy), stream);
     });
   }
 
@@ -205,7 +212,8 @@ popnorm_status with_call(const char* operation, const Plan& plan, const Args& a,
     Arena arena(a.workspace);
     const Maps maps(p, a.batch);
     POPNORM_TRY(check(operation, p, a.batch, maps, false, stream));
-    return body(Call<A>{operation, p, a.batch, BackwardSpace<A>(arena, p), row_source<A>(p, maps, a.reserve), stream});
+    return body(Call<A>{operation, p, a.batch, a.reserve, BackwardSpace<A>(arena, p), row_source<A>(p, maps, a.reserve),
+                        stream});
   });
 }
 
@@ -213,9 +221,10 @@ popnorm_status with_call(const char* operation, const Plan& plan, const Args& a,
 
 int most_backward_teams(const Problem& p, const Policy& policy) {
   return with_arithmetic_type(p, [&](auto arithmetic) {
-    return with_form<decltype(arithmetic)>(p, [&](auto type, auto rows) {
-      return co_resident(reinterpret_cast<const void*>(resident_backward_kernel<decltype(type), rows.value>),
-                         team_grid_of(p, Direction::backward, policy)) /
+    return with_form<decltype(arithmetic)>(p, p.fused(), [&](auto type, auto rows, auto fused) {
+      return co_resident(
+                 reinterpret_cast<const void*>(resident_backward_kernel<decltype(type), rows.value, fused.value>),
+                 team_grid_of(p, Direction::backward, policy)) /
              policy.team;
     });
   });
@@ -240,14 +249,16 @@ popnorm_status backward(const Plan& plan, const popnorm_backward_args& a, void* 
     }
     const Policy& policy = policy_of(plan, Direction::backward);
     if (a.dx != nullptr && policy.path != Path::plain) {
-      POPNORM_TRY(call.resident(a.x, a.dy, a.dx, policy));
+      POPNORM_TRY(call.resident(a.x, a.dy, a.dx, a.dresidual, policy));
       if (a.dscale == nullptr && a.dshift == nullptr) return POPNORM_SUCCESS;
       return call.deliver(Classes::rows, call.space.dy_of_class, call.space.dy_xhat_of_class, a.dscale, a.dshift,
                           a.accumulate != 0);
     }
-    POPNORM_TRY(call.sums(a.x, a.dy, call.space.dy_of_class, call.space.dy_xhat_of_class, a.dscale, a.dshift,
-                          a.accumulate != 0, a.dx != nullptr));
-    return a.dx != nullptr ? call.apply(a.x, a.dy, a.dx) : POPNORM_SUCCESS;
+    if (a.dx != nullptr || a.dscale != nullptr || a.dshift != nullptr)
+      POPNORM_TRY(call.sums(a.x, a.dy, call.space.dy_of_class, call.space.dy_xhat_of_class, a.dscale, a.dshift,
+                            a.accumulate != 0, a.dx != nullptr));
+    const bool applies = a.dx != nullptr || a.dresidual != nullptr;
+    return applies ? call.apply(a.x, a.dy, a.dx, a.dresidual) : POPNORM_SUCCESS;
   });
 }
 
@@ -259,9 +270,10 @@ popnorm_status backward_reduce(const Plan& plan, const popnorm_backward_reduce_a
 
 popnorm_status backward_apply(const Plan& plan, const popnorm_backward_apply_args& a, void* stream) {
   return with_call("backward_apply", plan, a, stream, [&](const auto& call) -> popnorm_status {
-    POPNORM_TRY(
-        call.fold(Classes::rows, false, const_cast<double*>(a.sum_dy), const_cast<double*>(a.sum_dy_xhat), true));
-    return call.apply(a.x, a.dy, a.dx);
+    if (a.dx != nullptr)
+      POPNORM_TRY(
+          call.fold(Classes::rows, false, const_cast<double*>(a.sum_dy), const_cast<double*>(a.sum_dy_xhat), true));
+    return call.apply(a.x, a.dy, a.dx, a.dresidual);
   });
 }
 

@@ -12,6 +12,7 @@
 #include "gpu/launch.hpp"
 #include "gpu/policy.hpp"
 #include "gpu/shape.hpp"
+#include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/chunk.cuh"
 #include "kernels/cuda/fold.cuh"
 #include "kernels/cuda/order.cuh"
@@ -55,6 +56,23 @@ inline Grid line_of(std::int64_t items, std::int64_t rows = 1) {
 // ------------------------------------------------------------------------------------------------- arguments
 
 inline Weights weights_of(const Problem& p, const popnorm_batch& batch) { return {p.weights, batch.weights, p.s}; }
+
+inline Activation activation_of(const Problem& p) {
+  return {p.activation == POPNORM_LEAKY_RELU ? p.slope : 1, p.activation != POPNORM_RELU};
+}
+
+// The mask of a reserve, in no more than the bytes that the reserve has for it: a sample's rows end within bytes there.
+inline Mask mask_of(const Problem& p, const void* reserve) {
+  auto* const first = const_cast<std::byte*>(popnorm::mask_of(static_cast<const std::byte*>(reserve), p));
+  return {reinterpret_cast<std::uint8_t*>(first), ((p.form == Form::rows ? p.n * p.s : p.c) + 7) / 8};
+}
+
+inline ForwardFusion fusion_of(const Problem& p, const void* residual, const void* reserve) {
+  return {activation_of(p), p.adds_residual ? operand(p, residual, p.residual) : Operand{}, mask_of(p, reserve)};
+}
+inline BackwardFusion fusion_of(const Problem& p, const void* reserve) {
+  return {activation_of(p), mask_of(p, reserve), p.recomputes()};
+}
 
 template <class A>
 RowSource<A> row_source(const Problem& p, const Maps& maps, const void* reserve) {
@@ -161,16 +179,18 @@ auto with_form(const Problem& p, const Body& body) {
   return with_rows(A{});
 }
 
-// The same with another one, whether elements are weighted.
+// The same with another one, and with two.
 template <class A, class Body>
-popnorm_status with_instance(const Problem& p, bool weighted, const Body& body) {
+auto with_form(const Problem& p, bool flag, const Body& body) {
   return with_form<A>(p, [&](auto type, auto rows) {
-    return weighted ? body(type, rows, std::true_type{}) : body(type, rows, std::false_type{});
+    return flag ? body(type, rows, std::true_type{}) : body(type, rows, std::false_type{});
   });
 }
 template <class A, class Body>
-popnorm_status with_instance(const Problem& p, const Body& body) {
-  return with_instance<A>(p, is_weighted(p), body);
+auto with_form(const Problem& p, bool flag, bool other, const Body& body) {
+  return with_form<A>(p, flag, [&](auto type, auto rows, auto first) {
+    return other ? body(type, rows, first, std::true_type{}) : body(type, rows, first, std::false_type{});
+  });
 }
 
 }  // namespace popnorm::cuda

@@ -57,12 +57,12 @@ MomentsArgs moments_args(const Problem& p, const void* x, const Maps& maps, cons
 
 popnorm_status launch_moments(const char* operation, const Problem& p, const MomentsArgs& args, void* stream) {
   return with_arithmetic_type(p, [&](auto arithmetic) {
-    return with_instance<decltype(arithmetic)>(
-        p, p.weights != POPNORM_UNWEIGHTED || p.affine_slot.kind == POPNORM_LABELS,
-        [&](auto type, auto rows, auto weighted) {
-          return launch(operation, "moments", moments_kernel<decltype(type), rows.value, weighted.value>, args,
-                        grid_of(p, args.tiles.count), stream);
-        });
+    return with_form<decltype(arithmetic)>(p, p.weights != POPNORM_UNWEIGHTED || p.affine_slot.kind == POPNORM_LABELS,
+                                           [&](auto type, auto rows, auto weighted) {
+                                             return launch(operation, "moments",
+                                                           moments_kernel<decltype(type), rows.value, weighted.value>,
+                                                           args, grid_of(p, args.tiles.count), stream);
+                                           });
   });
 }
 
@@ -93,6 +93,8 @@ void keep(const Problem& p, const Args& a, FoldArgs<A>& fold) {
   const auto reserve = reserve_arrays<A>(static_cast<std::byte*>(a.reserve), p, statistics);
   fold.out = {reserve.weight, reserve.hi, reserve.lo, reserve.invstd, reserve.d, reserve.r2};
   fold.header = make_reserve_header(p, statistics, 0);
+  // No mask of the CPU's: its bits lie elsewhere.
+  if (p.masked()) fold.header.mask_shape = ~fold.header.mask_shape;
   fold.reserve = static_cast<ReserveHeader*>(a.reserve);
   fold.affine_slots = p.affine_slot.count;
   fold.scale = values(a.scale, p.parameters);
@@ -125,24 +127,26 @@ popnorm_status launch_feed(const char* operation, const Problem& p, const Maps& 
 
 template <class A>
 popnorm_status launch_normalize(const char* operation, const Problem& p, const void* x, void* y,
-                                const popnorm_batch& batch, const RowSource<A>& source, void* stream) {
+                                const ForwardFusion& fusion, const popnorm_batch& batch, const RowSource<A>& source,
+                                void* stream) {
   NormalizeArgs<A> args;
   args.extents = extents_of(p);
   args.x = operand(p, x, p.x);
   args.y = operand(p, y, p.y);
+  args.fusion = fusion;
   args.weights = weights_of(p, batch);
   args.source = source;
-  return with_instance<A>(p, [&](auto type, auto rows, auto weighted) {
-    return launch(operation, "normalize", normalize_kernel<decltype(type), rows.value, weighted.value>, args,
-                  grid_of(p, chunks_of(p)), stream);
+  return with_form<A>(p, is_weighted(p), p.fused(), [&](auto type, auto rows, auto weighted, auto fused) {
+    return launch(operation, "normalize", normalize_kernel<decltype(type), rows.value, weighted.value, fused.value>,
+                  args, grid_of(p, chunks_of(p)), stream);
   });
 }
 
 template <class A>
 popnorm_status launch_resident(const char* operation, const Problem& p, const ResidentForwardArgs<A>& args,
                                const Policy& policy, void* stream) {
-  return with_form<A>(p, [&](auto type, auto rows) {
-    return launch(operation, "resident_forward", resident_forward_kernel<decltype(type), rows.value>, args,
+  return with_form<A>(p, p.fused(), [&](auto type, auto rows, auto fused) {
+    return launch(operation, "resident_forward", resident_forward_kernel<decltype(type), rows.value, fused.value>, args,
                   team_grid_of(p, Direction::forward, policy), stream);
   });
 }
@@ -151,9 +155,10 @@ popnorm_status launch_resident(const char* operation, const Problem& p, const Re
 
 int most_forward_teams(const Problem& p, const Policy& policy) {
   return with_arithmetic_type(p, [&](auto arithmetic) {
-    return with_form<decltype(arithmetic)>(p, [&](auto type, auto rows) {
-      return co_resident(reinterpret_cast<const void*>(resident_forward_kernel<decltype(type), rows.value>),
-                         team_grid_of(p, Direction::forward, policy)) /
+    return with_form<decltype(arithmetic)>(p, p.fused(), [&](auto type, auto rows, auto fused) {
+      return co_resident(
+                 reinterpret_cast<const void*>(resident_forward_kernel<decltype(type), rows.value, fused.value>),
+                 team_grid_of(p, Direction::forward, policy)) /
              policy.team;
     });
   });
@@ -186,6 +191,8 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* st
     FoldArgs<A> fold = fold_args<A>(p, maps, a.source);
     fold.out = space.rows;
     keep(p, a, fold);
+    const ForwardFusion fusion = fusion_of(p, a.residual, a.reserve);
+    fold.header.masked = p.masked() ? 1 : 0;  // before backward can look
     if (reduces) {
       fold.from_tiles = true;
       fold.tiles = tiles_of(p, fold.rows);
@@ -204,12 +211,12 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* st
     const Policy& policy = policy_of(plan, Direction::forward);
     if (reduces && policy.path != Path::plain) {
       if (a.reserve == nullptr) fold.out = {};
-      const ResidentForwardArgs<A> args{moments, fold, source, operand(p, a.y, p.y), crew_of(p, policy)};
+      const ResidentForwardArgs<A> args{moments, fold, source, operand(p, a.y, p.y), fusion, crew_of(p, policy)};
       POPNORM_TRY(launch_resident("forward", p, args, policy, stream));
     } else {
       if (reduces) POPNORM_TRY(launch_moments("forward", p, moments, stream));
       POPNORM_TRY(launch_fold("forward", p, fold, stream));
-      POPNORM_TRY(launch_normalize("forward", p, a.x, a.y, a.batch, source, stream));
+      POPNORM_TRY(launch_normalize("forward", p, a.x, a.y, fusion, a.batch, source, stream));
     }
     return feeds ? launch_feed("forward", p, maps, a.update, fold.of_row, nullptr, stream) : POPNORM_SUCCESS;
   });
@@ -277,7 +284,7 @@ popnorm_status normalize(const Plan& plan, const popnorm_normalize_args& a, void
     const Maps maps(p, a.batch);
     POPNORM_TRY(check("normalize", p, a.batch, maps, false, stream));
     const RowSource<A> source = row_source<A>(p, maps, a.reserve);
-    return launch_normalize("normalize", p, a.x, a.y, a.batch, source, stream);
+    return launch_normalize("normalize", p, a.x, a.y, fusion_of(p, a.residual, a.reserve), a.batch, source, stream);
   });
 }
 

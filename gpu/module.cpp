@@ -73,7 +73,6 @@ popnorm_status prepare(Plan& plan, const char* /*isa*/, const popnorm_executor* 
   const Problem& p = plan.problem;
   if (executor != nullptr)
     return fail(POPNORM_INVALID, "plan: an executor is given, must be null: backend cuda has no host threads");
-  if (p.fused()) return unserved(p.adds_residual ? "a residual" : "an activation");
   if (!grid_holds(p)) return unserved("so many channels");
   POPNORM_TRY(choose_policies(plan));
   plan.isa = "cuda";

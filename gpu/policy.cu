@@ -34,16 +34,32 @@ double in_l2(const Device& device, double bytes) { return std::min(bytes, static
 
 struct Tensors {
   double bytes;
-  int read;
+  int read;          // again, unless they are kept
+  double read_once;  // besides: bytes
+  double written;
 };
+
+// A mask has a bit for every element. It is read with the sums and with dx.
+Tensors tensors_of(const Problem& p, Direction direction) {
+  const auto elements = static_cast<double>(p.elements());
+  const double bytes = elements * static_cast<double>(size_of(p.storage));
+  const double residual = p.adds_residual ? bytes : 0, mask = p.masked() ? elements / 8 : 0;
+  return direction == Direction::forward ? Tensors{bytes, 1, residual, bytes + mask}
+                                         : Tensors{bytes, 2, 2 * mask, bytes + residual};
+}
+
+// Whether no two groups have elements in one byte of a mask (kernels/cuda/activation.cuh), which different blocks write.
+bool masks_apart(const Problem& p) {
+  return p.form == Form::columns || p.norm_group.kind == POPNORM_WHOLE || p.s % 8 == 0;
+}
 
 Policy plain(const Device& device, const Tensors& tensors, Direction direction) {
   Policy policy;
   policy.launches = direction == Direction::forward ? 3 : 4;
   const double all = tensors.bytes * tensors.read;
   // Read in the same order again: nothing of it is left unless all is.
-  policy.read = all + (in_l2(device, all) == all ? 0 : all);
-  policy.written = tensors.bytes;
+  policy.read = all + (in_l2(device, all) == all ? 0 : all) + tensors.read_once;
+  policy.written = tensors.written;
   return policy;
 }
 
@@ -57,7 +73,7 @@ Policy resident(const Problem& p, Direction direction, const Device& device, con
   constexpr std::size_t kOfBlock = 1024;
   const std::size_t half = std::min(device.shared_of_block, device.shared_of_multiprocessor / 2 - kOfBlock);
   const std::size_t fixed = shared_bytes(p, direction, 0);
-  const int registers = resident_blocks(direction == Direction::forward, p.form == Form::rows);
+  const int registers = resident_blocks(direction == Direction::forward, p.form == Form::rows, p.fused());
   policy.blocks = half >= fixed + chunk ? registers : 1;
   const std::size_t room = policy.blocks == 2 ? half : device.shared_of_block;
   policy.held = room > fixed ? static_cast<int>((room - fixed) / chunk) : 0;
@@ -80,8 +96,8 @@ Policy resident(const Problem& p, Direction direction, const Device& device, con
   const double again = all * (1 - kept);
   // At a time, of what teams are at work on.
   const double turn = again / static_cast<double>(items.count) * policy.teams;
-  policy.read = all + (turn > 0 ? again * (1 - in_l2(device, turn) / turn) : 0);
-  policy.written = tensors.bytes;
+  policy.read = all + (turn > 0 ? again * (1 - in_l2(device, turn) / turn) : 0) + tensors.read_once;
+  policy.written = tensors.written;
   return policy;
 }
 
@@ -114,8 +130,7 @@ std::size_t shared_bytes(const Problem& p, Direction direction, int held) {
 }
 
 Policy choose(const Problem& p, Direction direction, const Device& device, const char* wanted, const char** why) {
-  const Tensors tensors{static_cast<double>(p.elements() * size_of(p.storage)),
-                        direction == Direction::forward ? 1 : 2};
+  const Tensors tensors = tensors_of(p, direction);
   const Policy fallback = plain(device, tensors, direction);
   const auto refuse = [&](const char* reason) {
     if (why != nullptr) *why = reason;
@@ -128,6 +143,8 @@ Policy choose(const Problem& p, Direction direction, const Device& device, const
   if (p.elements() == 0) return refuse("there are no elements");
   if (is_weighted(p)) return refuse("elements have weights, or labels may make them absent");
   if (direction == Direction::backward && p.affine_slot.count > 1) return refuse("there are several affine slots");
+  if (direction == Direction::forward && p.masked() && !masks_apart(p))
+    return refuse("groups end within bytes of the mask");
   if (is(Path::cluster) && !device.clusters) return refuse("the device has no clusters");
   if (is(Path::grid) && !device.cooperative) return refuse("the device has no cooperative launch");
   if (std::strcmp(wanted, "auto") != 0) {

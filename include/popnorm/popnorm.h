@@ -136,8 +136,7 @@ typedef enum popnorm_weights {
  * before y is rounded to storage. Whether z <= 0 decides both y and the gradient: dz = f'(z)*dy with f'(0) that of z < 0;
  * where z is NaN, y is NaN and dz is dy. Absent elements (of weight 0) have y = dx = dresidual = 0. Without a residual
  * backward recomputes the sign of z from x, to the bit as forward computed it; with one, forward (or normalize) leaves a
- * bit per element in the reserve. Not served (UNSUPPORTED): by POPNORM_CUDA; in popnorm_double_backward; saved_* instead
- * of a reserve. */
+ * bit per element in the reserve. Not served (UNSUPPORTED): in popnorm_double_backward; saved_* instead of a reserve. */
 typedef enum popnorm_activation {
   POPNORM_IDENTITY = 0,
   POPNORM_RELU = 1,      /* z > 0: z; else +0, also for -0 and -infinity */

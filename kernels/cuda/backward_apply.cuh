@@ -6,8 +6,7 @@
 #include <cstdint>
 
 #include "kernels/affine.hpp"
-#include "kernels/cuda/chunk.cuh"
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/activation.cuh"
 
 namespace popnorm::cuda {
 
@@ -16,7 +15,9 @@ struct BackwardApplyArgs {
   Extents extents;
   Operand x;
   Operand dy;
-  Operand dx;
+  Operand dx;         // first null: not wanted
+  Operand dresidual;  // the same
+  BackwardFusion fusion;
   Weights weights;
   RowSource<A> source;
   const A* k1 = nullptr;  // [rows][c]
@@ -32,11 +33,12 @@ struct ApplyRow {
   bool through;  // the statistics, which are those of the batch
 };
 
-// Writes a chunk of dx. row_of(sample, k) is what a channel's row has, asked for where it changes.
-template <class A, class T, bool kRows, bool kWeighted, class RowOf>
+// Writes a chunk of dx. row_of(row, k) is what a channel's row has, asked for where it changes.
+template <class A, class T, bool kRows, bool kWeighted, bool kFused, class RowOf>
 __device__ __forceinline__ void apply_chunk(const Operand& dx, const Range& range, const Rows<A>& rows,
                                             const Chunk<T, kRows>& x, const Chunk<T, kRows>& dy,
-                                            [[maybe_unused]] const float* weight, const RowOf& row_of) {
+                                            const Gate<A, kFused>& gate, [[maybe_unused]] const float* weight,
+                                            const RowOf& row_of) {
   using S = Shape<T, kRows>;
   std::int64_t row = -1, affine = -1;
   struct Coefficients {
@@ -58,7 +60,7 @@ __device__ __forceinline__ void apply_chunk(const Operand& dx, const Range& rang
       },
       [&](int i, int k) {
         if (!x.has(i)) return to_storage<T>(A(0));
-        const A gradient = of[k].a * to_arithmetic(dy.held[i]);
+        const A gradient = of[k].a * gate.gradient(i, to_arithmetic(dy.held[i]));
         if (!of[k].through) return to_storage<T>(gradient);
         const A xhat = (to_arithmetic(x.held[i]) - of[k].hi) * of[k].invstd;
         if constexpr (kWeighted) {
@@ -70,7 +72,16 @@ __device__ __forceinline__ void apply_chunk(const Operand& dx, const Range& rang
       });
 }
 
-template <class T, bool kRows, bool kWeighted>
+// The gradient of z, which the residual takes over.
+template <class A, class T, bool kRows>
+__device__ __forceinline__ void put_dresidual(const Operand& dresidual, const Range& range, const Chunk<T, kRows>& x,
+                                              const Chunk<T, kRows>& dy, const Gate<A, true>& gate) {
+  write_chunk<T, kRows>(
+      dresidual, range, [](std::int64_t) {},
+      [&](int i, int) { return to_storage<T>(x.has(i) ? gate.gradient(i, to_arithmetic(dy.held[i])) : A(0)); });
+}
+
+template <class T, bool kRows, bool kWeighted, bool kFused>
 __global__ void __launch_bounds__(kThreads, 1)
     backward_apply_kernel(const __grid_constant__ BackwardApplyArgs<Arithmetic<T>> args) {
   using A = Arithmetic<T>;
@@ -86,7 +97,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     x.load(args.x, range, true);
     dy.load(args.dy, range, true);
     if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, weight);
-    apply_chunk<A, T, kRows, kWeighted>(args.dx, range, rows, x, dy, weight, [&](std::int64_t row, int k) {
+    const Gate<A, kFused> gate = gate_of<A, T, kRows, kFused>(
+        args.fusion, range, rows, x, [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); });
+    if constexpr (kFused)
+      if (args.dresidual.first != nullptr) put_dresidual(args.dresidual, range, x, dy, gate);
+    if (kFused && args.dx.first == nullptr) continue;
+    apply_chunk<A, T, kRows, kWeighted>(args.dx, range, rows, x, dy, gate, weight, [&](std::int64_t row, int k) {
       const std::int64_t i = row * args.extents.c + c + k;
       const bool through = rows.of.weight[i] > 0;
       return ApplyRow<A>{rows.row(i), through ? args.k1[i] : A(0), through ? args.k2[i] : A(0), through};

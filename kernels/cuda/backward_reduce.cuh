@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "kernels/cuda/chunk.cuh"
+#include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/fold.cuh"
 
 namespace popnorm::cuda {
@@ -27,6 +27,7 @@ struct BackwardReduceArgs {
   Extents extents;
   Operand x;
   Operand dy;
+  BackwardFusion fusion;
   RowSource<A> source;
   Classes classes = Classes::rows;
   bool scaled = false;
@@ -39,9 +40,10 @@ struct BackwardReduceArgs {
 
 // The sums of a chunk, added to the thread's own. row_of(sample, k) is the row of statistics of a channel, asked for where it
 // changes.
-template <class A, class T, bool kRows, class RowOf>
+template <class A, class T, bool kRows, bool kFused, class RowOf>
 __device__ __forceinline__ void add_chunk_sums(const Range& range, const Rows<A>& rows, bool scaled,
-                                               const Chunk<T, kRows>& x, const Chunk<T, kRows>& dy, const RowOf& row_of,
+                                               const Chunk<T, kRows>& x, const Chunk<T, kRows>& dy,
+                                               const Gate<A, kFused>& gate, const RowOf& row_of,
                                                TwoSums (&sums)[Shape<T, kRows>::kChannels]) {
   using S = Shape<T, kRows>;
   std::int64_t row = -1, affine = -1;
@@ -68,7 +70,8 @@ __device__ __forceinline__ void add_chunk_sums(const Range& range, const Rows<A>
     by_samples(packs, x.present >> (i * S::kPack) & S::kWhole, enter, [&](int j) {
       const int at = i * S::kPack + j, k = kRows ? 0 : j, run = kRuns > 1 ? j / 4 : 0;
       const A xhat = (to_arithmetic(x.held[at]) - of[k].hi) * of[k].invstd - of[k].shift;
-      const A g = scaled ? to_arithmetic(dy.held[at]) * of[k].scale : to_arithmetic(dy.held[at]);
+      const A dz = gate.gradient(at, to_arithmetic(dy.held[at]));
+      const A g = scaled ? dz * of[k].scale : dz;
       sum[run][k] += g;
       products[run][k] += g * xhat;
     });
@@ -81,7 +84,7 @@ __device__ __forceinline__ void add_chunk_sums(const Range& range, const Rows<A>
 }
 
 // The sums of a tile of a class, of which all threads get theirs; `keep` gets every pair of chunks.
-template <class A, class T, bool kRows, bool kWeighted, class RowOf, class Keep>
+template <class A, class T, bool kRows, bool kWeighted, bool kFused, class RowOf, class Keep>
 __device__ __forceinline__ void tile_sums(const BackwardReduceArgs<A>& args, const Rows<A>& rows, const Groups& classed,
                                           const Tile& tile, std::int64_t c, const RowOf& row_of, void* shared,
                                           TwoSums (&sums)[Shape<T, kRows>::kChannels], Keep&& keep) {
@@ -96,12 +99,13 @@ __device__ __forceinline__ void tile_sums(const BackwardReduceArgs<A>& args, con
     dy.load(args.dy, range, keep.has_room());
     keep(x, dy);
     if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, nullptr);
-    add_chunk_sums<A>(range, rows, args.scaled, x, dy, row_of, sums);
+    const Gate<A, kFused> gate = gate_of<A, T, kRows, kFused>(args.fusion, range, rows, x, row_of);
+    add_chunk_sums(range, rows, args.scaled, x, dy, gate, row_of, sums);
   }
   block_reduce(sums, Columns(static_cast<int>(blockDim.x)), shared, Add());
 }
 
-template <class T, bool kRows, bool kWeighted>
+template <class T, bool kRows, bool kWeighted, bool kFused>
 __global__ void __launch_bounds__(kThreads, 1)
     backward_reduce_kernel(const __grid_constant__ BackwardReduceArgs<Arithmetic<T>> args) {
   using A = Arithmetic<T>;
@@ -115,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const Tile tile = Tile::numbered(classed, tiles, args.extents.s.by(), number);
     if (tile.begin >= tile.end) continue;
     TwoSums sums[Shape<T, kRows>::kChannels];
-    tile_sums<A, T, kRows, kWeighted>(
+    tile_sums<A, T, kRows, kWeighted, kFused>(
         args, rows, classed, tile, c, [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); },
         shared, sums, KeepNothing());
     if (threadIdx.y != 0) continue;

@@ -205,8 +205,10 @@ template <class T>
 inline constexpr std::size_t kChunkBytes = kThreads* kHeld * sizeof(T);
 
 // Blocks to a multiprocessor that leave a kernel of one read enough registers on every architecture. With two, one writes while the
-// other reads; not for the sums of several channels a thread, nor for two tensors.
-POPNORM_INLINE constexpr int resident_blocks(bool forward, bool rows) { return forward && rows ? 2 : 1; }
+// other reads; not for the sums of several channels a thread, nor for two tensors, of which a residual is one.
+POPNORM_INLINE constexpr int resident_blocks(bool forward, bool rows, bool fused) {
+  return forward && rows && !fused ? 2 : 1;
+}
 
 // On the plain path no chunk is kept: what is needed again is read again.
 struct KeepNothing {
@@ -215,18 +217,26 @@ struct KeepNothing {
   __device__ __forceinline__ void operator()(const Chunks&...) const {}
 };
 
-// Calls enter(sample) and then element(j) for those of a pack that are of that sample, until all of `mask` have been.
+// Calls body(part) for the elements of a pack that are of one sample, until all of `mask` have been.
+template <class T, bool kRows, class Body>
+__device__ __forceinline__ void for_each_part(const Packs<T, kRows>& packs, unsigned mask, const Body& body) {
+  for (unsigned left = mask; left != 0;) {
+    const unsigned part = packs.of_one_sample(left);
+    body(part);
+    left &= ~part;
+  }
+}
+
+// Calls enter(sample) and then element(j) for those that are of that sample.
 template <class T, bool kRows, class Enter, class Element>
 __device__ __forceinline__ void by_samples(const Packs<T, kRows>& packs, unsigned mask, const Enter& enter,
                                            const Element& element) {
-  for (unsigned left = mask; left != 0;) {
-    const unsigned part = packs.of_one_sample(left);
+  for_each_part(packs, mask, [&](unsigned part) {
     enter(packs.place(lowest_bit(part)).sample);
 #pragma unroll
     for (int j = 0; j < Shape<T, kRows>::kPack; ++j)
       if ((part >> j & 1U) != 0) element(j);
-    left &= ~part;
-  }
+  });
 }
 
 // Writes a chunk: enter(sample) before elements of another sample, value(i, k) for the i-th element, of the thread's k-th channel.

@@ -3,6 +3,8 @@
 #ifndef POPNORM_KERNELS_CUDA_INTRINSICS_CUH
 #define POPNORM_KERNELS_CUDA_INTRINSICS_CUH
 
+#include <bit>
+#include <cmath>
 #include <cstdint>
 
 #include "kernels/inline.hpp"
@@ -50,6 +52,16 @@ __device__ __forceinline__ void shuffle_xor(double (&value)[N], int mask) {
   for (int i = 0; i < N; ++i) value[i] = __shfl_xor_sync(0xFFFFFFFFU, value[i], mask);
 }
 
+__device__ __forceinline__ std::uint64_t shuffle_xor(std::uint64_t value, int mask) {
+  return __shfl_xor_sync(0xFFFFFFFFU, static_cast<unsigned long long>(value), mask);
+}
+
+// a*b + c rounded once, a*b rounded before anything is added: where the same bits are needed in several kernels.
+__device__ __forceinline__ float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+__device__ __forceinline__ double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+
 // Until all threads of the cluster (none before sm_90), or of a grid that was launched cooperatively, have come: what they wrote
 // to memory before is then seen by all of them.
 __device__ __forceinline__ void cluster_barrier() {
@@ -93,6 +105,19 @@ T* shared_memory() {
 template <int N>
 void shuffle_xor(double (&value)[N], int mask) {
   simt::shuffle_xor(value, N, mask);
+}
+inline std::uint64_t shuffle_xor(std::uint64_t value, int mask) {
+  double bits[] = {std::bit_cast<double>(value)};
+  simt::shuffle_xor(bits, 1, mask);
+  return std::bit_cast<std::uint64_t>(bits[0]);
+}
+template <class A>
+A multiply_add(A a, A b, A c) {
+  return std::fma(a, b, c);
+}
+template <class A>
+A rounded_product(A a, A b) {
+  return a * b;
 }
 inline void cluster_barrier() { simt::cluster_barrier(); }
 inline void grid_barrier() { simt::grid_barrier(); }

@@ -5,8 +5,7 @@
 #include <cstdint>
 
 #include "kernels/affine.hpp"
-#include "kernels/cuda/chunk.cuh"
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/activation.cuh"
 
 namespace popnorm::cuda {
 
@@ -15,38 +14,41 @@ struct NormalizeArgs {
   Extents extents;
   Operand x;
   Operand y;
+  ForwardFusion fusion;
   Weights weights;
   RowSource<A> source;
 };
 
-// Writes a chunk of y. row_of(sample, k) is the row of statistics of a channel, asked for where it changes.
-template <class A, class T, bool kRows, class RowOf>
-__device__ __forceinline__ void normalize_chunk(const Operand& y, const Range& range, const Rows<A>& rows,
-                                                const Chunk<T, kRows>& x, const RowOf& row_of) {
-  std::int64_t row = -1, affine = -1;
-  NormalizeRow<A> coefficients[Shape<T, kRows>::kChannels]{};
+// Writes a chunk of y, and of the mask. row_of(row, k) is the row of statistics of a channel, asked for where it changes.
+template <class A, class T, bool kRows, bool kFused, class RowOf>
+__device__ __forceinline__ void normalize_chunk(const Operand& y, [[maybe_unused]] const ForwardFusion& fusion,
+                                                const Range& range, const Rows<A>& rows, const Chunk<T, kRows>& x,
+                                                const RowOf& row_of) {
+  Normalized<A, T, kRows, RowOf> normalized(range, rows, row_of);
+  [[maybe_unused]] Chunk<T, kRows> residual;
+  [[maybe_unused]] unsigned passed = 0;
+  if constexpr (kFused)
+    if (fusion.residual.first != nullptr) residual.load(fusion.residual, range, true);
   write_chunk<T, kRows>(
-      y, range,
-      [&](std::int64_t sample) {
-        const std::int64_t its_row = rows.map.of(sample), its_affine = rows.affine.of(sample);
-        if ((its_row == row && its_affine == affine) || its_row < 0 || its_affine < 0) return;
-        row = its_row;
-        affine = its_affine;
-        for_each_channel<T, kRows>(range.extents, range.c, [&](int k) {
-          const std::int64_t j = affine * range.extents.c + range.c + k;
-          coefficients[k] = normalize_row<A>(row_of(row, k), static_cast<A>(rows.scale.get(j, 1)),
-                                             static_cast<A>(rows.shift.get(j, 0)));
-        });
-      },
+      y, range, [&](std::int64_t sample) { normalized.enter(sample); },
       [&](int i, int k) {
-        const NormalizeRow<A>& of = coefficients[k];
-        return x.has(i) ? to_storage<T>((to_arithmetic(x.held[i]) - of.hi) * of.s + of.b) : to_storage<T>(A(0));
+        if (!x.has(i)) return to_storage<T>(A(0));
+        A z = normalized.z(to_arithmetic(x.held[i]), k);
+        if constexpr (kFused) {
+          if (fusion.residual.first != nullptr) z += to_arithmetic(residual.held[i]);
+          const bool passes = !stops(z);
+          if (passes) passed |= 1U << i;
+          z = let_through(fusion.activation, passes, z);
+        }
+        return to_storage<T>(z);
       });
+  if constexpr (kFused)
+    if (fusion.mask.first != nullptr) put_mask<T, kRows>(fusion.mask, range, passed);
 }
 
 // All samples are walked as one group, each with its own row.
-template <class T, bool kRows, bool kWeighted>
-__global__ void __launch_bounds__(kThreads, kWeighted || sizeof(T) == sizeof(double) ? 1 : 0)
+template <class T, bool kRows, bool kWeighted, bool kFused>
+__global__ void __launch_bounds__(kThreads, kRows && !kWeighted && !kFused && sizeof(T) < sizeof(double) ? 0 : 1)
     normalize_kernel(const __grid_constant__ NormalizeArgs<Arithmetic<T>> args) {
   using A = Arithmetic<T>;
   const std::int64_t c = first_channel<T, kRows>(blockIdx.x);
@@ -59,8 +61,15 @@ __global__ void __launch_bounds__(kThreads, kWeighted || sizeof(T) == sizeof(dou
     Chunk<T, kRows> x;
     x.load(args.x, range, true);
     if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, nullptr);
-    normalize_chunk<A, T, kRows>(args.y, range, rows, x,
-                                 [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); });
+    normalize_chunk<A, T, kRows, kFused>(args.y, args.fusion, range, rows, x, [&](std::int64_t row, int k) {
+      return rows.row(row * args.extents.c + c + k);
+    });
+  }
+  if constexpr (kFused) {
+    auto* const header = reinterpret_cast<ReserveHeader*>(args.source.reserve);
+    if (header != nullptr && args.fusion.mask.first != nullptr && blockIdx.x == 0 && blockIdx.y == 0 &&
+        Columns::thread() == 0)
+      header->masked = 1;
   }
 }
 

@@ -100,11 +100,12 @@ struct ResidentForwardArgs {
   FoldArgs<A> fold;
   RowSource<A> source;
   Operand y;
+  ForwardFusion fusion;
   Crew crew;
 };
 
-template <class T, bool kRows>
-__global__ void __launch_bounds__(kThreads, resident_blocks(true, kRows))
+template <class T, bool kRows, bool kFused>
+__global__ void __launch_bounds__(kThreads, resident_blocks(true, kRows, kFused))
     resident_forward_kernel(const __grid_constant__ ResidentForwardArgs<Arithmetic<T>> args) {
   using A = Arithmetic<T>;
   std::byte* const shared = shared_memory<std::byte>();
@@ -144,14 +145,14 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(true, kRows))
     if (item == 0 && crew.rank() == 0 && Columns::thread() == 0 && args.fold.reserve != nullptr)
       *args.fold.reserve = args.fold.header;
     __syncthreads();
-    for_each_chunk_reversed<T, kRows>(m.extents, m.groups, m.tiles, group, share, c, slots.count,
-                                      [&](const Range& range, std::int64_t chunk) {
-                                        Chunk<T, kRows> x;
-                                        slots.get(x, chunk, 0, m.x, range);
-                                        normalize_chunk<A, T, kRows>(args.y, range, rows, x, [&](std::int64_t, int k) {
-                                          return row[threadIdx.x * Shape<T, kRows>::kChannels + k];
-                                        });
-                                      });
+    for_each_chunk_reversed<T, kRows>(
+        m.extents, m.groups, m.tiles, group, share, c, slots.count, [&](const Range& range, std::int64_t chunk) {
+          Chunk<T, kRows> x;
+          slots.get(x, chunk, 0, m.x, range);
+          normalize_chunk<A, T, kRows, kFused>(args.y, args.fusion, range, rows, x, [&](std::int64_t, int k) {
+            return row[threadIdx.x * Shape<T, kRows>::kChannels + k];
+          });
+        });
   }
 }
 
@@ -160,11 +161,12 @@ struct ResidentBackwardArgs {
   BackwardReduceArgs<A> reduce;
   FoldSumsArgs<A> fold;
   Operand dx;
+  Operand dresidual;  // first null: not wanted
   Crew crew;
 };
 
-template <class T, bool kRows>
-__global__ void __launch_bounds__(kThreads, resident_blocks(false, kRows))
+template <class T, bool kRows, bool kFused>
+__global__ void __launch_bounds__(kThreads, resident_blocks(false, kRows, kFused))
     resident_backward_kernel(const __grid_constant__ ResidentBackwardArgs<Arithmetic<T>> args) {
   using A = Arithmetic<T>;
   std::byte* const shared = shared_memory<std::byte>();
@@ -187,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(false, kRows))
     const std::int64_t number = tiles.first(rows.map, r.extents.s.by(), group);
     for (std::int64_t place = share.begin; place < share.end; ++place) {
       TwoSums sums[Shape<T, kRows>::kChannels];
-      tile_sums<A, T, kRows, false>(
+      tile_sums<A, T, kRows, false, kFused>(
           r, rows, rows.map, Tile(rows.map, tiles, r.extents.s.by(), group, place), c,
           [&](std::int64_t of, int k) { return rows.row(of * r.extents.c + c + k); }, shared, sums, slots);
       if (threadIdx.y == 0)
@@ -216,9 +218,12 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(false, kRows))
           Chunk<T, kRows> x, dy;
           slots.get(x, chunk, 0, r.x, range);
           slots.get(dy, chunk, 1, r.dy, range);
-          apply_chunk<A, T, kRows, false>(args.dx, range, rows, x, dy, nullptr, [&](std::int64_t, int k) {
-            return row[threadIdx.x * Shape<T, kRows>::kChannels + k];
-          });
+          const auto own = [&](std::int64_t, int k) { return row[threadIdx.x * Shape<T, kRows>::kChannels + k]; };
+          const Gate<A, kFused> gate = gate_of<A, T, kRows, kFused>(
+              r.fusion, range, rows, x, [&](std::int64_t of, int k) { return own(of, k).statistics; });
+          if constexpr (kFused)
+            if (args.dresidual.first != nullptr) put_dresidual(args.dresidual, range, x, dy, gate);
+          apply_chunk<A, T, kRows, false>(args.dx, range, rows, x, dy, gate, nullptr, own);
         });
   }
 }

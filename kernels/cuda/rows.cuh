@@ -39,6 +39,7 @@ struct Rows {
   RowArrays<A> of;
   Values scale;
   Values shift;
+  bool masked = false;  // the reserve says where the activation stopped
 
   POPNORM_INLINE Groups of_class(Classes classes) const { return classes == Classes::affine ? affine : map; }
   POPNORM_INLINE StatisticsRow<A> row(std::int64_t i) const { return {of.hi[i], of.lo[i], of.invstd[i]}; }
@@ -59,10 +60,8 @@ struct RowSource {
   Values shift{};
 
   POPNORM_INLINE Rows<A> get() const {
-    const popnorm_statistics of =
-        reserve != nullptr
-            ? static_cast<popnorm_statistics>(reinterpret_cast<const ReserveHeader*>(reserve)->statistics)
-            : statistics;
+    const auto* const header = reinterpret_cast<const ReserveHeader*>(reserve);
+    const popnorm_statistics of = reserve != nullptr ? static_cast<popnorm_statistics>(header->statistics) : statistics;
     const bool given = of == POPNORM_GIVEN;
     Rows<A> rows{given, given ? slots : groups, affine, own, scale, shift};
     if (reserve == nullptr) return rows;
@@ -70,6 +69,7 @@ struct RowSource {
     rows.of = {r.weight, r.hi, r.lo, r.invstd, r.d, r.r2};
     rows.scale = {r.scale, kTypeOf<A>};
     rows.shift = {r.shift, kTypeOf<A>};
+    rows.masked = header->masked != 0;
     return rows;
   }
 };

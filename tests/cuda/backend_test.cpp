@@ -389,5 +389,76 @@ TEST(CudaBackend, BackwardApplyWithoutSumsIsNotSilentlyWrong) {
   }
 }
 
+// A residual and an activation, by the operations one after the other.
+struct Masked {
+  static constexpr std::int64_t n = 3, c = 5, s = 7;
+  popnorm_problem problem = popnorm::problem_nchw(n, c, s);
+  std::vector<float> x = std::vector<float>(n * c * s), y = x, residual = x, dx = x, dresidual = x;
+  popnorm::buffer reserve, workspace;
+
+  Masked() {
+    problem.adds_residual = 1;
+    problem.activation = POPNORM_RELU;
+    Random random("Masked");
+    for (float& value : x) value = static_cast<float>(random.normal());
+    const popnorm::plan plan(problem);
+    reserve = plan.make_reserve();
+    workspace = plan.make_workspace();
+    popnorm_finalize_args args = POPNORM_FINALIZE_ARGS_INIT;
+    const std::vector<float> mean(c), variance(c, 1);
+    args.source.statistics = POPNORM_GIVEN;
+    args.source.mean = mean.data();
+    args.source.variance = variance.data();
+    args.reserve = reserve.data();
+    args.reserve_bytes = reserve.size();
+    plan.finalize(args);
+  }
+  void normalize() {
+    popnorm_normalize_args args = POPNORM_NORMALIZE_ARGS_INIT;
+    args.x = x.data();
+    args.y = y.data();
+    args.residual = residual.data();
+    args.reserve = reserve.data();
+    args.reserve_bytes = reserve.size();
+    args.workspace = workspace.data();
+    args.workspace_bytes = workspace.size();
+    popnorm::plan(problem).normalize(args);
+  }
+  popnorm_status backward(const popnorm_options& options) {
+    popnorm_backward_args args = POPNORM_BACKWARD_ARGS_INIT;
+    args.x = x.data();
+    args.dy = x.data();
+    args.dx = dx.data();
+    args.dresidual = dresidual.data();
+    args.reserve = reserve.data();
+    args.reserve_bytes = reserve.size();
+    args.workspace = workspace.data();
+    args.workspace_bytes = workspace.size();
+    return popnorm_backward(popnorm::plan(problem, options).get(), &args, nullptr);
+  }
+};
+
+// Only the device knows whether normalize has been called between finalize and backward: if not, gradients are NaN.
+TEST(CudaFusions, BackwardWithoutAMaskIsNotSilentlyWrong) {
+  Masked masked;
+  ASSERT_EQ(masked.backward(POPNORM_OPTIONS_INIT), POPNORM_SUCCESS);
+  for (const std::vector<float>* gradient : {&masked.dx, &masked.dresidual})
+    EXPECT_TRUE(std::ranges::all_of(*gradient, [](float value) { return std::isnan(value); }));
+  masked.normalize();
+  ASSERT_EQ(masked.backward(POPNORM_OPTIONS_INIT), POPNORM_SUCCESS);
+  for (std::size_t i = 0; i < masked.x.size(); ++i)
+    EXPECT_EQ(masked.dresidual[i], masked.y[i] > 0 ? masked.x[i] : 0) << i;
+}
+
+// Its bits lie elsewhere.
+TEST(CudaFusions, TheCpuRefusesTheMask) {
+  Masked masked;
+  masked.normalize();
+  popnorm_options options = POPNORM_OPTIONS_INIT;
+  options.backend = POPNORM_CPU;
+  EXPECT_EQ(masked.backward(options), POPNORM_INVALID);
+  EXPECT_NE(std::string(popnorm_last_error()).find("reserve"), std::string::npos) << popnorm_last_error();
+}
+
 }  // namespace
 }  // namespace popnorm_test

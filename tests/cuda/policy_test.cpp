@@ -83,7 +83,7 @@ INSTANTIATE_TEST_SUITE_P(Layouts, CudaPolicies,
                          ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
                                             ::testing::ValuesIn(kStorageTypes)));
 
-// Blends, renormalization, given statistics, strides, in any combination.
+// Blends, renormalization, given statistics, residuals, activations, strides, in any combination.
 TEST(CudaPolicy, HasThePlainPathsBitsWithEverySourceOfStatistics) {
   for (int i = 0; i < 24 * effort(); ++i) {
     Random random("CudaPolicy " + std::to_string(i));
@@ -93,6 +93,8 @@ TEST(CudaPolicy, HasThePlainPathsBitsWithEverySourceOfStatistics) {
     maps.slot = maps.group;
     maps.statistics = random.pick({POPNORM_BATCH, POPNORM_GIVEN, POPNORM_BLEND, POPNORM_RENORM});
     if (random.coin()) maps.affine = maps.group;
+    maps.activation = random.pick({POPNORM_IDENTITY, POPNORM_RELU, POPNORM_LEAKY_RELU});
+    maps.residual = random.coin();
     MapCase c(k, maps, false, random);
     SCOPED_TRACE(testing::Message() << "case " << i << ": " << testing::PrintToString(k) << ", " << maps);
     const MapForward f = c.forward({});
@@ -102,8 +104,8 @@ TEST(CudaPolicy, HasThePlainPathsBitsWithEverySourceOfStatistics) {
       const Wanted wanted(policy);
       const MapForward g = c.forward({});
       const MapBackward d = c.backward({});
-      EXPECT_TRUE(same_bits(f.y, g.y) && same_bits(f.saved_mean, g.saved_mean) && same_bits(f.m2, g.m2));
-      EXPECT_TRUE(same_bits(b.dx, d.dx) && same_bits(b.dscale, d.dscale) && same_bits(b.dshift, d.dshift));
+      expect_same(g, f);
+      expect_same(d, b);
     }
     if (HasFailure()) return;
   }
@@ -124,6 +126,17 @@ TEST(CudaPolicy, SaysWhyItIsPlain) {
   problem.weights = POPNORM_LENGTHS;
   EXPECT_NE(std::string(popnorm::plan(problem).info().policy).find("plain, 3 launches"), std::string::npos);
   EXPECT_NE(std::string(popnorm::plan(problem).info().policy).find("because elements have weights"), std::string::npos);
+  // Groups of 6 and of 3 positions, and bytes of 8; channels of a position have bytes of their own.
+  problem = popnorm::problem_nchw(2, 3, 6);
+  problem.norm_group = {POPNORM_PER_SAMPLE, 0};
+  problem.activation = POPNORM_RELU;
+  EXPECT_NE(std::string(popnorm::plan(problem).info().policy).find("forward grid"), std::string::npos);
+  problem.adds_residual = 1;
+  EXPECT_NE(std::string(popnorm::plan(problem).info().policy).find("because groups end within bytes of the mask"),
+            std::string::npos);
+  EXPECT_NE(std::string(popnorm::plan(problem).info().policy).find("backward grid"), std::string::npos);
+  problem.layout = POPNORM_NHWC;
+  EXPECT_NE(std::string(popnorm::plan(problem).info().policy).find("forward grid"), std::string::npos);
 }
 
 // ------------------------------------------------------------------------------------------------- what it costs
@@ -152,6 +165,17 @@ TEST(CudaBytes, OfThePlainPathAreReadTwiceBeyondTheCache) {
   EXPECT_EQ(forward.read + forward.written, 3 * bytes(large));
   const Policy backward = choose(large, Direction::backward, kH100, nullptr, nullptr);
   EXPECT_EQ(backward.read + backward.written, 5 * bytes(large));
+  popnorm::Problem fused = large;
+  fused.activation = POPNORM_RELU;
+  EXPECT_EQ(choose(fused, Direction::backward, kH100, nullptr, nullptr).read, backward.read);
+  // The residual once, and a bit for each element: written, and read for the sums and for dx.
+  fused.adds_residual = true;
+  const Policy adds = choose(fused, Direction::forward, kH100, nullptr, nullptr);
+  EXPECT_EQ(adds.read, forward.read + bytes(large));
+  EXPECT_EQ(adds.written, bytes(large) * (1 + 1 / 32.0));
+  const Policy gradients = choose(fused, Direction::backward, kH100, "grid", nullptr);
+  EXPECT_EQ(gradients.read, choose(large, Direction::backward, kH100, "grid", nullptr).read + bytes(large) / 16);
+  EXPECT_EQ(gradients.written, 2 * bytes(large));
   const popnorm::Problem small = problem(POPNORM_NCHW, 16, 64, 784);
   EXPECT_EQ(choose(small, Direction::forward, kH100, nullptr, nullptr).read, bytes(small));
 }

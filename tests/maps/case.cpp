@@ -283,6 +283,15 @@ void MapCase::draw(Random& random, bool one_slot) {
     input->buffer().make_read_only();
 }
 
+void MapCase::take(const std::vector<double>& x_by_channel, const std::vector<double>& dy_by_channel) {
+  x_values = x_by_channel;
+  dy_values = dy_by_channel;
+  for (Tensor* tensor : {&x, &dy}) tensor->buffer().make_writable();
+  x.assign_by_channel(x_values);
+  dy.assign_by_channel(dy_values);
+  oracle_ = std::make_unique<Oracle>(meaning_, x_values, dy_values);
+}
+
 popnorm_batch MapCase::batch() const {
   popnorm_batch b = POPNORM_BATCH_INIT;
   const std::int32_t* labels = nullptr;

@@ -74,6 +74,9 @@ class MapCase {
   [[nodiscard]] const Configuration& configuration() const { return k_; }
   [[nodiscard]] const MapSet& maps() const { return maps_; }
 
+  // Other values of x and dy.
+  void take(const std::vector<double>& x_by_channel, const std::vector<double>& dy_by_channel);
+
   // By one route; forward in training. With a population, forward feeds it by merging.
   [[nodiscard]] MapForward forward(const Route& route, popnorm::population* fed = nullptr);
   // After forward.

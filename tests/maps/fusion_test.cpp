@@ -1,6 +1,7 @@
 // A fused residual and activation are what the plain operations and scalar code beside them give, to the bit: y is the activated
 // sum of the plain y and the residual, and dx, dscale and dshift are the plain ones of the gradient behind the activation, which is
-// dresidual. In 16 bits all of it is the f32 result, rounded once.
+// dresidual. In 16 bits all of it is the f32 result, rounded once; on CUDA, where tiles hold more elements of 16 bits, but for what
+// depends on sums, which the oracle checks.
 #include <gtest/gtest.h>
 
 #include "maps/case.hpp"
@@ -9,8 +10,11 @@
 namespace popnorm_test {
 namespace {
 
-MapSet random_fusions(Random& random, std::int64_t n) {
-  MapSet maps = random_maps(random, n);
+bool has_f32_sums(const Configuration& k) { return !on_cuda() || k.storage == POPNORM_F32 || k.storage == POPNORM_F64; }
+
+MapSet random_fusions(Random& random, const Configuration& k) {
+  MapSet maps = random_maps(random, k.n);
+  if (!has_f32_sums(k)) maps.statistics = POPNORM_GIVEN;
   maps.activation = random.pick({POPNORM_IDENTITY, POPNORM_RELU, POPNORM_RELU, POPNORM_LEAKY_RELU});
   maps.slope = random.pick({0.01, -0.5, 2.0});
   maps.residual = maps.activation == POPNORM_IDENTITY || random.coin();
@@ -39,11 +43,7 @@ void expect_composed(MapCase& fused, MapCase& plain) {
   const MapSet& maps = fused.maps();
   const popnorm_type storage = fused.configuration().storage;
   const Configuration& k = fused.configuration();
-  const auto copy = [](Tensor& to, const std::vector<double>& values) {
-    to.buffer().make_writable();
-    to.assign_by_channel(values);
-  };
-  copy(plain.x, fused.x_values);
+  plain.take(fused.x_values, fused.dy_values);
   const MapForward f = fused.forward({}), p = plain.forward({});
   EXPECT_TRUE(same_bits(f.saved_mean, p.saved_mean) && same_bits(f.saved_invstd, p.saved_invstd));
   std::vector<double> y, g, rounded;
@@ -61,13 +61,14 @@ void expect_composed(MapCase& fused, MapCase& plain) {
         g.push_back(activated<T>(maps, z, fused.dy_values[i]));
       }
   expect_equal(f.y, y, "y");
-  copy(plain.dy, g);
+  plain.take(fused.x_values, g);
   const MapBackward b = fused.backward({}), q = plain.backward({});
   for (const double value : g) rounded.push_back(stored(storage, value));
   if (maps.residual) expect_equal(b.dresidual, rounded, "dresidual");
   std::vector<double> dx;
   for (const double value : q.dx) dx.push_back(stored(storage, value));
   expect_equal(b.dx, dx, "dx");
+  if (!has_f32_sums(k)) return plain.expect_promises(p, {q.dx, b.dscale, b.dshift, {}});
   EXPECT_TRUE(same_bits(b.dscale, q.dscale)) << "dscale";
   EXPECT_TRUE(same_bits(b.dshift, q.dshift)) << "dshift";
 }
@@ -76,11 +77,11 @@ TEST(Fusions, AreWhatTheirPartsGiveByEveryRoute) {
   for (int i = 0; i < 150 * effort(); ++i) {
     Random random("Fusions " + std::to_string(i)), again("Fusions " + std::to_string(i));
     const Configuration k = random_configuration(random);
-    const MapSet maps = random_fusions(random, k.n);
+    const MapSet maps = random_fusions(random, k);
     SCOPED_TRACE(testing::Message() << "case " << i << ": " << testing::PrintToString(k) << ", " << maps);
     MapCase fused(k, maps, needs_one_slot(maps), random);
     Configuration wide = random_configuration(again);
-    MapSet bare = random_fusions(again, k.n);
+    MapSet bare = random_fusions(again, k);
     if (k.storage != POPNORM_F64) wide.storage = POPNORM_F32;
     bare.activation = POPNORM_IDENTITY;
     bare.residual = false;

@@ -1,0 +1,163 @@
+// What may follow normalization in the same kernels: y = activation(z + residual), and the gradient of z, which is dy or what the
+// activation makes of it where it stopped. Where that was is told by a mask, or recomputed from x.
+#ifndef POPNORM_KERNELS_CUDA_ACTIVATION_CUH
+#define POPNORM_KERNELS_CUDA_ACTIVATION_CUH
+
+#include <cstdint>
+#include <limits>
+
+#include "kernels/activation.hpp"
+#include "kernels/cuda/chunk.cuh"
+#include "kernels/cuda/rows.cuh"
+
+namespace popnorm::cuda {
+
+// A bit for every element that an activation let pass: of a channel (rows form) those of all positions, sample after sample; of a
+// position (columns form) those of its channels. Then the packs of a chunk meet bytes at the same places wherever samples end.
+struct Mask {
+  std::uint8_t* first = nullptr;
+  std::int64_t stride = 0;  // bytes, from one channel to the next (rows form), or from one position
+
+  struct Bit {
+    std::uint8_t* byte;
+    unsigned number;
+  };
+  template <bool kRows, class Place>
+  __device__ __forceinline__ Bit at(const Place& place, std::int64_t s) const {
+    const std::int64_t position = place.sample * s + place.position;
+    const std::int64_t line = kRows ? place.channel : position, i = kRows ? position : place.channel;
+    return {first + (line * stride + (i >> 3)), static_cast<unsigned>(i & 7)};
+  }
+};
+
+// first null: no residual, no mask.
+struct ForwardFusion {
+  Activation activation;
+  Operand residual;
+  Mask mask;
+};
+struct BackwardFusion {
+  Activation activation;
+  Mask mask;
+  bool recomputes = false;  // without a mask; or nothing is stopped
+};
+
+// `value` is z or the gradient of z. The product is rounded by itself, whatever it is added to.
+template <class A>
+__device__ __forceinline__ A let_through(const Activation& activation, bool passes, A value) {
+  if (passes) return value;
+  return activation.keeps ? rounded_product(static_cast<A>(activation.slope), value) : A(0);
+}
+
+// z of the elements of a chunk: enter(sample) before those of another sample. row_of(row, k) is the row of statistics of a channel,
+// asked for where it changes.
+template <class A, class T, bool kRows, class RowOf>
+class Normalized {
+ public:
+  __device__ __forceinline__ Normalized(const Range& range, const Rows<A>& rows, const RowOf& row_of)
+      : range_(range), rows_(rows), row_of_(row_of) {}
+
+  __device__ __forceinline__ void enter(std::int64_t sample) {
+    const std::int64_t row = rows_.map.of(sample), affine = rows_.affine.of(sample);
+    if ((row == row_ && affine == affine_) || row < 0 || affine < 0) return;
+    row_ = row;
+    affine_ = affine;
+    for_each_channel<T, kRows>(range_.extents, range_.c, [&](int k) {
+      const std::int64_t j = affine * range_.extents.c + range_.c + k;
+      of_[k] = normalize_row<A>(row_of_(row, k), static_cast<A>(rows_.scale.get(j, 1)),
+                                static_cast<A>(rows_.shift.get(j, 0)));
+    });
+  }
+  __device__ __forceinline__ A z(A x, int k) const { return multiply_add(x - of_[k].hi, of_[k].s, of_[k].b); }
+
+ private:
+  const Range& range_;
+  const Rows<A>& rows_;
+  const RowOf& row_of_;
+  std::int64_t row_ = -1, affine_ = -1;
+  NormalizeRow<A> of_[Shape<T, kRows>::kChannels]{};
+};
+
+// Writes the bits of a chunk, of which each thread has those of its elements. Neighbouring lanes share a byte; chunks and groups
+// must not (gpu/policy.cu).
+template <class T, bool kRows>
+__device__ __forceinline__ void put_mask(const Mask& mask, const Range& range, unsigned passed) {
+  using S = Shape<T, kRows>;
+  constexpr unsigned kLanes = 8 / S::kPack;
+  const unsigned lanes = kRows || blockDim.x > kLanes ? kLanes : blockDim.x;
+  const unsigned lane = (kRows ? threadIdx.y : threadIdx.x) % lanes;
+  std::uint64_t bytes = 0;
+#pragma unroll
+  for (int i = 0; i < S::kPacks; ++i)
+    bytes |= std::uint64_t{passed >> (i * S::kPack) & S::kWhole} << (8 * i + static_cast<int>(lane) * S::kPack);
+  for (unsigned other = 1; other < lanes; other *= 2) bytes |= shuffle_xor(bytes, static_cast<int>(other));
+  if (lane != 0) return;
+  Packs<T, kRows> packs(range);
+#pragma unroll
+  for (int i = 0; i < S::kPacks; ++i, packs.next())
+    if (packs.mask() != 0)
+      *mask.at<kRows>(packs.place(0), range.extents.s.by()).byte = static_cast<std::uint8_t>(bytes >> (8 * i));
+}
+
+template <class T, bool kRows>
+__device__ __forceinline__ unsigned masked_bits(const Mask& mask, const Range& range) {
+  using S = Shape<T, kRows>;
+  unsigned passed = 0;
+  Packs<T, kRows> packs(range);
+#pragma unroll
+  for (int i = 0; i < S::kPacks; ++i, packs.next())
+    for_each_part(packs, packs.mask(), [&](unsigned part) {
+      const int first = lowest_bit(part);
+      const Mask::Bit from = mask.at<kRows>(packs.place(first), range.extents.s.by());
+      unsigned bits = *from.byte;
+      if (kRows && from.number + S::kPack > 8) bits |= static_cast<unsigned>(from.byte[1]) << 8;
+      passed |= (bits >> from.number << first & part) << (i * S::kPack);
+    });
+  return passed;
+}
+
+// The bits that forward's z had.
+template <class A, class T, bool kRows, class RowOf>
+__device__ __forceinline__ unsigned recomputed_bits(const Range& range, const Rows<A>& rows, const Chunk<T, kRows>& x,
+                                                    const RowOf& row_of) {
+  using S = Shape<T, kRows>;
+  Normalized<A, T, kRows, RowOf> normalized(range, rows, row_of);
+  unsigned passed = 0;
+  Packs<T, kRows> packs(range);
+#pragma unroll
+  for (int i = 0; i < S::kPacks; ++i, packs.next())
+    by_samples(
+        packs, x.present >> (i * S::kPack) & S::kWhole, [&](std::int64_t sample) { normalized.enter(sample); },
+        [&](int j) {
+          const int at = i * S::kPack + j;
+          if (!stops(normalized.z(to_arithmetic(x.held[at]), kRows ? 0 : j))) passed |= 1U << at;
+        });
+  return passed;
+}
+
+// From dy to the gradient of z, of the elements of a chunk.
+template <class A, bool kFused>
+struct Gate {
+  Activation activation;
+  unsigned passed = 0;
+
+  __device__ __forceinline__ A gradient(int i, A dy) const {
+    if constexpr (kFused) return let_through(activation, (passed >> i & 1U) != 0, dy);
+    return dy;
+  }
+};
+
+template <class A, class T, bool kRows, bool kFused, class RowOf>
+__device__ __forceinline__ Gate<A, kFused> gate_of(const BackwardFusion& fusion, const Range& range,
+                                                   const Rows<A>& rows, const Chunk<T, kRows>& x, const RowOf& row_of) {
+  if constexpr (!kFused) return {};
+  // A mask should have been written, which only the device knows. If it was not, gradients are NaN.
+  if (fusion.mask.first != nullptr && !rows.masked) return {{std::numeric_limits<double>::quiet_NaN(), true}, 0};
+  if (fusion.mask.first != nullptr) return {fusion.activation, masked_bits<T, kRows>(fusion.mask, range)};
+  if (fusion.recomputes) return {fusion.activation, recomputed_bits<A>(range, rows, x, row_of)};
+  return {fusion.activation, ~0U};
+}
+
+}  // namespace popnorm::cuda
+
+#endif
