@@ -7,6 +7,7 @@ that the structures below are those of the library is checked before.
 
 import argparse
 import ctypes
+import pathlib
 import sys
 
 try:
@@ -15,57 +16,11 @@ try:
 except ImportError as error:
     torch, missing = None, error
 
-POINTER, SIZE, INT, ENUM, DOUBLE = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64, ctypes.c_int, ctypes.c_double
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "python"))
+from popnorm_ctypes import (CONTIGUOUS, F32, F64, GIVEN, IDENTITY, LEAKY_RELU, NCHW, NHWC, PER_SAMPLE, POINTER, RELU, WHOLE,
+                            Backward, DoubleBackward, Forward, Map, Plan, PlanInfo, Problem, Source, Update, load)
 
-
-def struct(name, fields):
-    """A structure from "name name ...", type pairs."""
-    pairs = [(field, kind) for names, kind in fields for field in names.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": pairs})
-
-
-# popnorm.h's, in its order.
-Strides = struct("Strides", [("sample row", INT)])
-Map = struct("Map", [("kind", ENUM), ("k", INT)])
-Problem = struct("Problem", [("size", SIZE), ("n c s", INT), ("layout storage parameters statistics", ENUM),
-                             ("epsilon", DOUBLE), ("x y dy dx", Strides),
-                             ("norm_group population_slot affine_slot", Map), ("weights", ENUM),
-                             ("residual dresidual", Strides), ("activation", ENUM), ("slope", DOUBLE),
-                             ("adds_residual", ctypes.c_int32)])
-Batch = struct("Batch", [("norm_group population_slot affine_slot weights device_status", POINTER)])
-Moments = struct("Moments", [("weight mean m2", POINTER)])
-Source = struct("Source", [("statistics estimator", ENUM), ("mean variance population", POINTER),
-                           ("population_bytes", SIZE), ("share renorm_r renorm_d", DOUBLE)])
-Update = struct("Update", [("running_mean running_variance population", POINTER), ("population_bytes", SIZE),
-                           ("feed", ENUM), ("momentum", DOUBLE)])
-PlanInfo = struct("PlanInfo", [("size workspace_bytes workspace_alignment reserve_bytes reserve_alignment", SIZE),
-                               ("backend", ENUM), ("isa", ctypes.c_char_p), ("tiles", INT),
-                               ("double_backward_workspace_bytes", SIZE),
-                               ("groups population_slots affine_slots", INT), ("policy", ctypes.c_char_p)])
-Forward = struct("Forward", [("size", SIZE), ("x y scale shift", POINTER), ("batch", Batch), ("source", Source),
-                             ("update", Update), ("saved_mean saved_invstd", POINTER), ("moments", Moments),
-                             ("reserve", POINTER), ("reserve_bytes", SIZE), ("workspace", POINTER),
-                             ("workspace_bytes", SIZE), ("residual", POINTER)])
-Backward = struct("Backward", [("size", SIZE), ("x dy", POINTER), ("batch", Batch), ("dx dscale dshift", POINTER),
-                               ("accumulate", ctypes.c_int32), ("reserve", POINTER), ("reserve_bytes", SIZE),
-                               ("saved_mean saved_invstd scale", POINTER), ("statistics", ENUM), ("workspace", POINTER),
-                               ("workspace_bytes", SIZE), ("dresidual", POINTER)])
-DoubleBackward = struct("DoubleBackward", [("size", SIZE), ("x dy v v_scale v_shift", POINTER), ("batch", Batch),
-                                           ("reserve", POINTER), ("reserve_bytes", SIZE),
-                                           ("grad_x grad_dy grad_scale", POINTER), ("workspace", POINTER),
-                                           ("workspace_bytes", SIZE)])
-
-NCHW, NHWC = 0, 1
-BATCH, GIVEN = 0, 1
-WHOLE, CONTIGUOUS, PER_SAMPLE = 0, 1, 3
-IDENTITY, RELU, LEAKY_RELU = 0, 1, 2
 EPSILON, MOMENTUM, SLOPE = 1e-5, 0.1, 0.2
-
-
-def buffer_of(size):
-    """Bytes at a multiple of 64."""
-    bytes_ = torch.empty(size + 64, dtype=torch.uint8)
-    return bytes_[-bytes_.data_ptr() % 64 :][:size]
 
 
 class Layer:
@@ -74,22 +29,10 @@ class Layer:
     def __init__(self, library, shape, layout, dtype, group, activation=IDENTITY, adds_residual=False):
         self.library, self.layout = library, layout
         n, c, s = shape
-        problem = Problem(size=ctypes.sizeof(Problem), n=n, c=c, s=s, layout=layout, epsilon=EPSILON, norm_group=group,
-                          activation=activation, slope=SLOPE, adds_residual=int(adds_residual))
-        problem.storage = problem.parameters = problem.statistics = 1 if dtype == torch.float32 else 2
-        self.plan = POINTER()
-        self.check(library.popnorm_plan_create(ctypes.byref(problem), None, ctypes.byref(self.plan)))
-        info = PlanInfo(size=ctypes.sizeof(PlanInfo))
-        self.check(library.popnorm_plan_query(self.plan, ctypes.byref(info)))
-        self.workspace = buffer_of(max(info.workspace_bytes, info.double_backward_workspace_bytes))
-        self.reserve = buffer_of(info.reserve_bytes)
-
-    def __del__(self):
-        self.library.popnorm_plan_destroy(self.plan)
-
-    def check(self, status):
-        if status != 0:
-            raise RuntimeError(self.library.popnorm_last_error().decode())
+        storage = F32 if dtype == torch.float32 else F64
+        self.plan = Plan(library, n=n, c=c, s=s, layout=layout, storage=storage, parameters=storage, statistics=storage,
+                         epsilon=EPSILON, norm_group=group, activation=activation, slope=SLOPE,
+                         adds_residual=int(adds_residual))
 
     def laid_out(self, tensor):
         return (tensor if self.layout == NCHW else tensor.transpose(1, 2)).contiguous()
@@ -100,31 +43,26 @@ class Layer:
     def back(self, tensor):
         return tensor if self.layout == NCHW else tensor.transpose(1, 2)
 
-    def call(self, entry, args, **pointers):
-        for name, tensor in pointers.items():
-            setattr(args, name, tensor.data_ptr())
-        args.size = ctypes.sizeof(args)
-        args.reserve, args.reserve_bytes = self.reserve.data_ptr(), self.reserve.numel()
-        args.workspace, args.workspace_bytes = self.workspace.data_ptr(), self.workspace.numel()
-        self.check(entry(self.plan, ctypes.byref(args), None))
+    def call(self, entry, args, **tensors):
+        self.plan.prepared(getattr(self.library, entry), args, **tensors)()
 
     def forward(self, x, scale, shift, source, update, residual=None):
         y = self.empty(x)
         more = {} if residual is None else {"residual": self.laid_out(residual)}
-        self.call(self.library.popnorm_forward, Forward(source=source, update=update), x=self.laid_out(x), y=y,
+        self.call("popnorm_forward", Forward(source=source, update=update), x=self.laid_out(x), y=y,
                   scale=scale, shift=shift, **more)
         return self.back(y)
 
     def backward(self, x, dy, scale, adds_residual=False):
         dx, dscale, dshift = self.empty(x), torch.empty_like(scale), torch.empty_like(scale)
         more = {"dresidual": self.empty(x)} if adds_residual else {}
-        self.call(self.library.popnorm_backward, Backward(), x=self.laid_out(x), dy=self.laid_out(dy), dx=dx,
+        self.call("popnorm_backward", Backward(), x=self.laid_out(x), dy=self.laid_out(dy), dx=dx,
                   dscale=dscale, dshift=dshift, **more)
         return self.back(dx), dscale, dshift, *(self.back(t) for t in more.values())
 
     def double_backward(self, x, dy, v, v_scale, v_shift):
         grad_x, grad_dy, grad_scale = self.empty(x), self.empty(x), torch.empty_like(v_scale)
-        self.call(self.library.popnorm_double_backward, DoubleBackward(), x=self.laid_out(x), dy=self.laid_out(dy),
+        self.call("popnorm_double_backward", DoubleBackward(), x=self.laid_out(x), dy=self.laid_out(dy),
                   v=self.laid_out(v), v_scale=v_scale, v_shift=v_shift, grad_x=grad_x, grad_dy=grad_dy,
                   grad_scale=grad_scale)
         return self.back(grad_x), self.back(grad_dy), grad_scale
@@ -235,9 +173,7 @@ def outdated(library):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("library", help="the shared library")
-    library = ctypes.CDLL(parser.parse_args().library)
-    library.popnorm_last_error.restype = ctypes.c_char_p
-    library.popnorm_plan_destroy.argtypes = [POINTER]
+    library = load(parser.parse_args().library)
     if faults := outdated(library):
         sys.exit("\n".join(faults))
     if torch is None:
