@@ -125,6 +125,8 @@ double disagreement(const Task& task, const ChannelArrays& a, const std::vector<
   return worst;
 }
 
+constexpr int kAttempts = 3;
+
 class Bench {
  public:
   Bench(const Options& options, std::optional<PeerFacts> peer)
@@ -290,13 +292,19 @@ class Bench {
     for (auto iteration : state) {
       (void)iteration;
       try {
-        const ProcessorTime before = ProcessorTime::now();
-        row.update(at(0));
-        if (options_.cold) row["cold"] = at(rotation());
-        const ProcessorTime after = ProcessorTime::now();
-        const double percent = 100 / std::max(0.1, after.total - before.total);
-        row["steal_percent"] = percent * (after.stolen - before.stolen);
-        row["others_percent"] = percent * std::max(0.0, after.others - before.others);
+        // While others are busy, again; the quietest attempt counts.
+        json quietest;
+        for (int attempt = 0; attempt < kAttempts && !is_quiet(quietest); ++attempt) {
+          const ProcessorTime before = ProcessorTime::now();
+          row.update(at(0));
+          if (options_.cold) row["cold"] = at(rotation());
+          const ProcessorTime after = ProcessorTime::now();
+          const double percent = 100 / std::max(0.1, after.total - before.total);
+          row["steal_percent"] = percent * (after.stolen - before.stolen);
+          row["others_percent"] = percent * std::max(0.0, after.others - before.others);
+          if (quietest.is_null() || disturbance(row) < disturbance(quietest)) quietest = row;
+        }
+        row = std::move(quietest);
       } catch (const std::exception& error) {
         state.SkipWithError(error.what());
         return;

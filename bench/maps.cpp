@@ -1,13 +1,8 @@
 // popnorm_maps: what norm_group costs. Every form of the map against plain batch normalization of the same tensor, and
 // against a loop of plain calls over the groups, which is what one writes without maps.
-#include <benchmark/benchmark.h>
-#include <oneapi/tbb/global_control.h>
 #include <oneapi/tbb/parallel_for.h>
-#include <oneapi/tbb/task_arena.h>
 
-#include <CLI/CLI.hpp>
 #include <cstring>
-#include <iostream>
 #include <map>
 #include <memory>
 #include <popnorm/popnorm.hpp>
@@ -16,9 +11,8 @@
 #include <vector>
 
 #include "arena.hpp"
+#include "comparison.hpp"
 #include "layer.hpp"
-#include "measure.hpp"
-#include "ratio_table.hpp"
 
 namespace popnorm_bench {
 namespace {
@@ -155,99 +149,65 @@ class Loop {
 // A loop of so many calls says nothing more.
 constexpr std::int64_t kMostLoops = 2000;
 
-class Maps {
- public:
-  Maps(int threads, Protocol protocol)
-      : limit_(oneapi::tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(threads)),
-        threads_(threads),
-        protocol_(protocol) {
-    for (const Shape& shape : kShapes)
-      for (const Operation operation : {Operation::forward_training, Operation::backward})
-        for (const Form& form : forms_for(shape.layer)) {
-          const std::string name = std::string(name_of(operation)) + "/" + name_of(shape.layout) + "/" +
-                                   shape.layer.dimensions() + "/" + form.name;
-          benchmark::RegisterBenchmark(name.c_str(),
-                                       [=, this](benchmark::State& state) { measure(state, operation, shape, form); })
-              ->Iterations(1)
-              ->UseManualTime()
-              ->Unit(benchmark::kMillisecond);
-        }
-  }
-
- private:
-  void measure(benchmark::State& state, Operation operation, const Shape& shape, const Form& form) {
-    const Layer& layer = shape.layer;
-    std::vector<std::int32_t> labels(static_cast<std::size_t>(layer.n));
-    std::mt19937 engine(5);
-    for (std::int32_t& label : labels) label = static_cast<std::int32_t>(engine() % kDomains);
-    const std::int32_t* given = form.map.kind == POPNORM_LABELS ? labels.data() : nullptr;
-    const std::vector<Tensors> sets = arena_.lay_out(layer, Operation::backward, 0);
-    ChannelArrays arrays(layer.channels());
-    popnorm_problem problem =
-        popnorm::problem(shape.layout, layer.n, layer.c, layer.s(), static_cast<double>(kEpsilon));
-    Normalizer plain(problem);
-    problem.norm_group = form.map;
-    Normalizer mapped(problem);
-    std::vector<Contender> contenders = {
-        {"plain", [&](std::size_t) { plain.run(operation, sets[0], arrays, nullptr, false); }},
-        {"map", [&](std::size_t) { mapped.run(operation, sets[0], arrays, given, false); }}};
+Compared compared(Operation operation, const Shape& shape, const Form& form, Arena& arena) {
+  const Layer& layer = shape.layer;
+  struct Made {
+    std::vector<std::int32_t> labels;
+    Tensors tensors;
+    ChannelArrays arrays;
+    std::unique_ptr<Normalizer> plain, mapped;
     std::unique_ptr<Loop> loop;
-    const std::int64_t groups = form.map.kind == POPNORM_PER_SAMPLE   ? layer.n
-                                : form.map.kind == POPNORM_CONTIGUOUS ? (layer.n + form.map.k - 1) / form.map.k
-                                                                      : form.map.k;
-    if (groups <= kMostLoops) {
-      loop = std::make_unique<Loop>(shape, form, labels);
-      contenders.push_back({"loop", [&](std::size_t) { loop->run(operation, sets[0], arrays); }});
-    }
-    for (auto iteration : state) {
-      (void)iteration;
-      const auto times = threads_.execute([&] {
-        if (operation == Operation::backward) {  // goes through the reserve of a forward
-          plain.run(Operation::forward_training, sets[0], arrays, nullptr, false);
-          mapped.run(Operation::forward_training, sets[0], arrays, given, false);
-          if (loop) loop->run(Operation::forward_training, sets[0], arrays);
-        }
-        return interleave(contenders, 1, protocol_);
-      });
-      const Estimate of_plain = paired_ratio(times[1], times[0]);
-      state.counters["of_plain"] = of_plain.value;
-      state.counters["low"] = of_plain.low;
-      state.counters["high"] = of_plain.high;
-      if (loop) state.counters["loop_over_map"] = paired_ratio(times[2], times[1]).value;
-      state.SetIterationTime(median(times[1]) / 1000);
-    }
-  }
-
-  oneapi::tbb::global_control limit_;
-  oneapi::tbb::task_arena threads_;
-  Protocol protocol_;
-  Arena arena_;
-};
+  };
+  const std::shared_ptr<Made> made(new Made{std::vector<std::int32_t>(static_cast<std::size_t>(layer.n)),
+                                            arena.lay_out(layer, Operation::backward, 0)[0],
+                                            ChannelArrays(layer.channels()),
+                                            {},
+                                            {},
+                                            {}});
+  std::mt19937 engine(5);
+  for (std::int32_t& label : made->labels) label = static_cast<std::int32_t>(engine() % kDomains);
+  popnorm_problem problem = popnorm::problem(shape.layout, layer.n, layer.c, layer.s(), static_cast<double>(kEpsilon));
+  made->plain = std::make_unique<Normalizer>(problem);
+  problem.norm_group = form.map;
+  made->mapped = std::make_unique<Normalizer>(problem);
+  const std::int64_t groups = form.map.kind == POPNORM_PER_SAMPLE   ? layer.n
+                              : form.map.kind == POPNORM_CONTIGUOUS ? (layer.n + form.map.k - 1) / form.map.k
+                                                                    : form.map.k;
+  if (groups <= kMostLoops) made->loop = std::make_unique<Loop>(shape, form, made->labels);
+  const bool labelled = form.map.kind == POPNORM_LABELS;
+  const auto plain = [=](Operation o) { made->plain->run(o, made->tensors, made->arrays, nullptr, false); };
+  const auto mapped = [=](Operation o) {
+    made->mapped->run(o, made->tensors, made->arrays, labelled ? made->labels.data() : nullptr, false);
+  };
+  const auto loop = [=](Operation o) { made->loop->run(o, made->tensors, made->arrays); };
+  Compared row{.reference = [=] { plain(operation); }, .subject = [=] { mapped(operation); }};
+  row.prepare = [=] {  // backward goes through the reserve of a forward
+    plain(Operation::forward_training);
+    mapped(Operation::forward_training);
+    if (made->loop) loop(Operation::forward_training);
+  };
+  if (made->loop) row.other = [=] { loop(operation); };
+  return row;
+}
 
 int run(int argc, char** argv) {
-  benchmark::Initialize(&argc, argv);
-  int threads = 2;
-  Protocol protocol{.seconds = 0.6, .rounds = 7, .limit = 25, .block_ms = 4};
-  CLI::App app(
-      "What each form of norm_group costs against plain batch normalization. --benchmark_filter=REGEX, "
-      "--benchmark_out=FILE and the other flags of Google Benchmark work too.");
-  app.add_option("--threads", threads, "threads of every contender")->check(CLI::Range(1, 1024))->capture_default_str();
-  app.add_option("--seconds", protocol.seconds, "per row")->check(CLI::PositiveNumber)->capture_default_str();
+  ComparisonOptions options;
+  CLI::App app("What each form of norm_group costs against plain batch normalization.");
+  options.add_to(app);
   CLI11_PARSE(app, argc, argv);
-  Maps maps(threads, protocol);
-  RatioTable table("loop of plain calls / map", "loop_over_map");
-  benchmark::RunSpecifiedBenchmarks(&table);
+  Arena arena;
+  std::vector<ComparedRow> rows;
+  for (const Shape& shape : kShapes)
+    for (const Operation operation : {Operation::forward_training, Operation::backward})
+      for (const Form& form : forms_for(shape.layer))
+        rows.push_back({std::string(name_of(operation)) + "/" + name_of(shape.layout) + "/" + shape.layer.dimensions() +
+                            "/" + form.name,
+                        [=, &arena] { return compared(operation, shape, form, arena); }});
+  compare(options, {"times plain", "loop of plain calls / map"}, rows);
   return 0;
 }
 
 }  // namespace
 }  // namespace popnorm_bench
 
-int main(int argc, char** argv) {
-  try {
-    return popnorm_bench::run(argc, argv);
-  } catch (const std::exception& error) {
-    std::cerr << error.what() << "\n";
-    return 2;
-  }
-}
+int main(int argc, char** argv) { return popnorm_bench::guarded(argc, argv, popnorm_bench::run); }

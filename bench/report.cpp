@@ -50,6 +50,10 @@ json digest(const std::vector<json>& rows, const char* ratio) {
 
 }  // namespace
 
+double disturbance(const json& row) { return row["others_percent"].get<double>() + row["steal_percent"].get<double>(); }
+
+bool is_quiet(const json& row) { return !row.is_null() && disturbance(row) <= kQuietPercent; }
+
 Report::Report(std::string path, json setup, bool resume) : path_(std::move(path)), setup_(std::move(setup)) {
   std::ifstream file(path_);
   if (!resume || !file) return;
@@ -152,9 +156,7 @@ void Report::print() const {
       }
     }
   }
-  const auto busy = std::count_if(rows_.begin(), rows_.end(), [](const json& row) {
-    return row["others_percent"].get<double>() + row["steal_percent"].get<double>() > kQuietPercent;
-  });
+  const auto busy = std::count_if(rows_.begin(), rows_.end(), [](const json& row) { return !is_quiet(row); });
   if (busy > 0) {
     std::printf(
         "\n%td of %zu rows were measured while others used more than %.0f %% of the processors: do not trust them\n",

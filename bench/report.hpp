@@ -7,6 +7,10 @@
 
 namespace popnorm_bench {
 
+// The share of the processors, in percent, that a row's others took meanwhile; whether that is little. A null row is not quiet.
+double disturbance(const nlohmann::json& row);
+bool is_quiet(const nlohmann::json& row);
+
 // {"setup": {...}, "rows": [...], "summary": {operation: {layout: {network: {...}}}}}; README.md says what the keys
 // mean.
 class Report {

@@ -1,0 +1,59 @@
+// Calls of popnorm as contenders make them, of any storage type, by this program's library or by another build of it.
+#ifndef POPNORM_BENCH_CALLS_HPP
+#define POPNORM_BENCH_CALLS_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <popnorm/popnorm.hpp>
+#include <string>
+
+#include "layer.hpp"
+
+namespace popnorm_bench {
+
+// The entries of a library.
+struct Library {
+  decltype(&popnorm_plan_create) plan_create = &popnorm_plan_create;
+  decltype(&popnorm_plan_query) plan_query = &popnorm_plan_query;
+  decltype(&popnorm_plan_destroy) plan_destroy = &popnorm_plan_destroy;
+  decltype(&popnorm_forward) forward = &popnorm_forward;
+  decltype(&popnorm_backward) backward = &popnorm_backward;
+  decltype(&popnorm_last_error) last_error = &popnorm_last_error;
+
+  // A shared library by its file name, beside the one that is linked. Throws std::runtime_error.
+  static Library opened(const std::string& path);
+};
+
+// What --storage and names of rows call the types.
+extern const std::map<std::string, popnorm_type> kStorages;
+std::size_t size_of(popnorm_type storage);
+
+// The tensors of a layer, filled with numbers of either sign between a half and two that every type holds exactly.
+struct Set {
+  popnorm::buffer x, residual, y, dy, dx, dresidual;
+  Set(popnorm_type storage, std::size_t elements);
+};
+
+// One plan with what its calls need. Statistics of inference are given: a mean of 0 and a variance of 1.
+class Calls {
+ public:
+  explicit Calls(const popnorm_problem& problem, const Library& library = {});
+
+  // backward goes through the reserve of the last forward_training.
+  void run(Operation operation, Set& t);
+
+ private:
+  void check(popnorm_status status) const;
+
+  Library library_;
+  popnorm_problem problem_;
+  std::unique_ptr<popnorm_plan, decltype(&popnorm_plan_destroy)> plan_;
+  popnorm::buffer workspace_, reserve_;
+  std::vector<double> mean_, variance_;
+};
+
+}  // namespace popnorm_bench
+
+#endif
