@@ -3,7 +3,7 @@
 # Compiles cpu/isa_<storage>.cpp for one instruction set into the object library popnorm_isa_<name>, which defines exactly one
 # symbol per storage type: the tables popnorm::cpu::kernels_<name>_<storage>. Only these files get instruction set flags, so that no other code can come to hold
 # an instruction that the machine lacks; tests/abi inspects the objects. No tier has -mfma: a fused product would round
-# differently from the other tiers.
+# differently from the other tiers, unless it is exact (kernels/simd/lanes.hpp).
 function(popnorm_add_isa_tier name arch)
   set(target popnorm_isa_${name})
   add_library(${target} OBJECT cpu/isa_f32.cpp cpu/isa_f64.cpp cpu/isa_bf16.cpp cpu/isa_f16.cpp)

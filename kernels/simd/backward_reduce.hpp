@@ -22,9 +22,10 @@ struct BackwardRowsLeaf {
   POPNORM_INLINE Row row(std::int64_t k) const {
     return {x + k * x_sample, dy + k * dy_sample, gradient.at(k, channel)};
   }
+  template <bool far>
   POPNORM_INLINE void terms(const Row& row, std::int64_t i, Batch<T>& p, Batch<T>& q) const {
-    prefetch_to_l1(row.x + i, x_ahead);
-    prefetch_to_l1(row.dy + i, dy_ahead);
+    prefetch<far>(row.x + i, x_ahead);
+    prefetch<far>(row.dy + i, dy_ahead);
     const Batch<T> d = load(row.x + i) - hi;
     p = gradient(row.gradient, i, coefficients, load(row.dy + i), d);
     q = p * d;

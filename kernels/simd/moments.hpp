@@ -52,8 +52,9 @@ struct MomentsRowsLeaf {
   std::int64_t ahead;
   Batch<T> pivot;
   POPNORM_INLINE Row row(std::int64_t k) const { return x + k * sample; }
+  template <bool far>
   POPNORM_INLINE void terms(Row row, std::int64_t i, Batch<T>& p, Batch<T>& q) const {
-    prefetch_to_l1(row + i, ahead);
+    prefetch<far>(row + i, ahead);
     p = load(row + i) - pivot;
     q = p * p;
   }

@@ -4,11 +4,14 @@
 // vectors of one row, or as many whole rows as have at most 8. Columns form: a vector is a position's channels, the fours
 // are successive positions.
 //
-// A Leaf gives the two terms of a vector:  Row row(k);  terms(row, i, p, q);  partial(row, i, n, p, q)  with zeros for
-// the lanes n and beyond.
+// A Leaf gives the two terms of a vector:  Row row(k);  terms<far>(row, i, p, q);  partial(row, i, n, p, q)  with zeros for
+// the lanes n and beyond. `far`: what it prefetches is too much for the first-level cache.
 
 inline constexpr std::int64_t kFour = 4;
 inline constexpr std::int64_t kBlock = 2 * kFour;
+
+// Rows of so many positions make blocks whose successor is prefetched to the second-level cache alone (docs/performance.md).
+inline constexpr std::int64_t kFarRow = 512;
 
 POPNORM_INLINE std::int64_t sample_of(const Block& block, std::int64_t k) { return block.index ? block.index[k] : k; }
 
@@ -19,7 +22,7 @@ struct LaneSums {
 
 // `rows` rows of `vectors` vectors each, starting at position i; `tail` > 0: the last vector of each row has that many
 // lanes.
-template <std::int64_t vectors, std::int64_t rows, class Leaf>
+template <std::int64_t vectors, std::int64_t rows, bool far = false, class Leaf>
 POPNORM_INLINE_IF_WIDE void reduce_vectors(const Leaf& leaf, const typename Leaf::Row* row, std::int64_t i,
                                            std::int64_t tail, LaneSums& sums) {
   using T = typename Leaf::Type;
@@ -30,7 +33,7 @@ POPNORM_INLINE_IF_WIDE void reduce_vectors(const Leaf& leaf, const typename Leaf
       const std::int64_t lanes = tail - h * kWidth<T>;
       Terms<Batch<T>> t;
       if (v < vectors - 1 || tail == 0 || lanes >= kWidth<T>)
-        leaf.terms(row[k / vectors], at, t.p, t.q);
+        leaf.template terms<far>(row[k / vectors], at, t.p, t.q);
       else if (lanes > 0)
         leaf.partial(row[k / vectors], at, lanes, t.p, t.q);
       else
@@ -59,7 +62,7 @@ POPNORM_INLINE void reduce_short_rows(const Leaf& leaf, const Block& block, std:
   }
 }
 
-template <class Leaf>
+template <bool far, class Leaf>
 POPNORM_INLINE void reduce_long_rows(const Leaf& leaf, const Block& block, LaneSums& sums) {
   const std::int64_t full = block.positions / kLanes;
   const std::int64_t tail = block.positions % kLanes;
@@ -67,7 +70,7 @@ POPNORM_INLINE void reduce_long_rows(const Leaf& leaf, const Block& block, LaneS
   const std::int64_t fours = tail > 0 ? full / kFour : (full - 1) / kFour;  // all but the last, whole or not
   for (std::int64_t k = 0; k < block.samples; ++k) {
     const typename Leaf::Row row = leaf.row(sample_of(block, k));
-    for (std::int64_t v = 0; v < fours; ++v) reduce_vectors<kFour, 1>(leaf, &row, v * kFour * kLanes, 0, sums);
+    for (std::int64_t v = 0; v < fours; ++v) reduce_vectors<kFour, 1, far>(leaf, &row, v * kFour * kLanes, 0, sums);
     const std::int64_t i = fours * kFour * kLanes;
     switch (vectors - fours * kFour) {
       case 1:
@@ -106,7 +109,10 @@ POPNORM_INLINE void reduce_rows(const Leaf& leaf, const Block& block, double& fi
       reduce_short_rows<4>(leaf, block, tail, sums);
       break;
     default:
-      reduce_long_rows(leaf, block, sums);
+      if (block.positions < kFarRow)
+        reduce_long_rows<false>(leaf, block, sums);
+      else
+        reduce_long_rows<true>(leaf, block, sums);
       break;
   }
   first = fold_lanes<double>(sums.first);

@@ -27,6 +27,13 @@ CASES = {
                   "float origin(); static const float once = __builtin_ia32_rdtsc() * 1.0f;", "runs at load time"),
     "foreign call": ("baseline", [], "return other(*x);", "float other(float);", "out of the tier"),
     "fused": ("avx2", ["-mavx2", "-mfma"], "return __builtin_fmaf(*x, a, a);", "", "fused multiply-add"),
+    "fused zmm": ("avx512", ["-mavx512f"],
+                  "const __m512 v = _mm512_loadu_ps(x); return _mm512_reduce_add_ps(_mm512_fmadd_ps(v, _mm512_set1_ps(a), v));",
+                  "#include <immintrin.h>\n", "fused multiply-add"),
+    "marked as exact": ("avx512", ["-mavx512f"],
+                        "const __m512 v = _mm512_loadu_ps(x); return _mm512_cvtss_f32("
+                        "_mm512_fmadd_round_ps(v, _mm512_set1_ps(1), v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)) * a;",
+                        "#include <immintrin.h>\n", None),
     "approximate": ("baseline", ["-msse"], "return _mm_cvtss_f32(_mm_rsqrt_ss(_mm_set_ss(*x + a)));",
                     "#include <xmmintrin.h>\n", "approximate reciprocal"),
     "avx in baseline": ("baseline", ["-mavx"], "return *x * a;", "", "beyond the tier baseline"),
