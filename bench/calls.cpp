@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -10,24 +12,32 @@
 namespace popnorm_bench {
 namespace {
 
+// An element in `storage`, which holds seven binary digits exactly; in 16 bits they are those of f32, cut or with another exponent.
+void put(popnorm_type storage, double value, std::byte* to) {
+  const auto single = static_cast<float>(value);
+  const auto pattern = std::bit_cast<std::uint32_t>(single);
+  const std::uint32_t as_f16 = (pattern >> 16 & 0x8000U) | ((pattern >> 13 & 0x3FFFFU) - (112U << 10));
+  const auto half = static_cast<std::uint16_t>(storage == POPNORM_BF16 ? pattern >> 16 : as_f16);
+  if (storage == POPNORM_F64) std::memcpy(to, &value, sizeof(value));
+  if (storage == POPNORM_F32) std::memcpy(to, &single, sizeof(single));
+  if (size_of(storage) == 2) std::memcpy(to, &half, sizeof(half));
+}
+
+// A period that is prime, so that every channel meets all of it.
+constexpr std::size_t kPeriod = 65537;
+
 popnorm::buffer tensor(popnorm_type storage, std::size_t elements, std::uint32_t seed) {
-  popnorm::buffer values(elements * size_of(storage), 4096);
+  const std::size_t size = size_of(storage);
+  popnorm::buffer values(elements * size, 4096);
+  auto* const to = static_cast<std::byte*>(values.data());
   std::mt19937 engine(seed);
-  for (std::size_t i = 0; i < elements; ++i) {
+  for (std::size_t i = 0; i < std::min(elements, kPeriod); ++i) {
     const auto bits = static_cast<std::uint32_t>(engine());
     const double magnitude = std::ldexp(1 + (bits & 0x7F) / 128.0, static_cast<int>(bits >> 8 & 1) - 1);
-    const double value = (bits & 0x80) != 0 ? -magnitude : magnitude;
-    const auto single = static_cast<float>(value);
-    std::uint32_t pattern = 0;
-    std::memcpy(&pattern, &single, sizeof(single));
-    // Seven binary digits are exact in every type; in 16 bits they are those of f32, cut or with another exponent.
-    const std::uint32_t as_f16 = (pattern >> 16 & 0x8000U) | ((pattern >> 13 & 0x3FFFFU) - (112U << 10));
-    const auto half = static_cast<std::uint16_t>(storage == POPNORM_BF16 ? pattern >> 16 : as_f16);
-    std::byte* to = static_cast<std::byte*>(values.data()) + i * size_of(storage);
-    if (storage == POPNORM_F64) std::memcpy(to, &value, sizeof(value));
-    if (storage == POPNORM_F32) std::memcpy(to, &single, sizeof(single));
-    if (size_of(storage) == 2) std::memcpy(to, &half, sizeof(half));
+    put(storage, (bits & 0x80) != 0 ? -magnitude : magnitude, to + i * size);
   }
+  for (std::size_t i = kPeriod; i < elements; i += kPeriod)
+    std::memcpy(to + i * size, to, std::min(elements - i, kPeriod) * size);
   return values;
 }
 

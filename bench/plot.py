@@ -31,7 +31,7 @@ def panel(axes, rows, title):
     axes.axvline(100, color=INK, linewidth=0.8)
     axes.set_xlim(0, 125)
     axes.set_yticks(list(places), [shape(row) for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_title(title, color=INK, fontsize=10, loc="left")
     axes.tick_params(colors=FAINT, labelsize=8, length=0)
     axes.xaxis.grid(True, color=GRID)

@@ -107,7 +107,12 @@ void Report::write() const {
   if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path());
   // Renamed into place, so that an interrupted run leaves the rows it had.
   const std::filesystem::path next = path_ + ".next";
-  std::ofstream(next) << json{{"setup", setup_}, {"rows", rows_}, {"summary", summary()}}.dump(1) << '\n';
+  // A row a line, so that revisions of a file can be compared.
+  std::ofstream file(next);
+  file << "{\"setup\": " << setup_.dump(1) << ",\n\"rows\": [";
+  for (const json& row : rows_) file << (&row == &rows_.front() ? "\n" : ",\n") << row.dump();
+  file << "\n],\n\"summary\": " << summary().dump(1) << "}\n";
+  file.close();
   std::filesystem::rename(next, path);
 }
 

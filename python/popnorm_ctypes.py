@@ -51,7 +51,7 @@ IDENTITY, RELU, LEAKY_RELU = 0, 1, 2
 
 def load(path):
     library = ctypes.CDLL(path)
-    library.popnorm_last_error.restype = library.popnorm_version.restype = ctypes.c_char_p
+    library.popnorm_last_error.restype = ctypes.c_char_p
     library.popnorm_plan_destroy.argtypes = [POINTER]
     return library
 

@@ -57,8 +57,10 @@ class Row:
         self.distance = ((ours - theirs).abs() / (1 + ours.abs())).max().item()
 
 
-def measured(row, seconds, rounds=7, limit=25, block=0.004):
-    """Seconds of both in each round, taken in random order: idle, a discarded run, the median of those that fill a block."""
+def measured(row, seconds, rounds=7, limit=25, block=0.015):
+    """Seconds of both in each round, taken in random order: idle, runs that are discarded, the median of those that fill a block.
+
+    After that idle threads and clocks take milliseconds to be up again."""
     times = {"popnorm": [], "pytorch": []}
     order, begin = list(times), time.perf_counter()
 
@@ -72,10 +74,16 @@ def measured(row, seconds, rounds=7, limit=25, block=0.004):
             break
         random.shuffle(order)
         for name in order:
-            time.sleep(0.008)  # OpenMP's workers wait actively for a while
+            time.sleep(0.04)  # OpenMP's workers wait actively for up to a dozen milliseconds
             run = getattr(row, name)
-            first = max(once(run), 1e-6)
-            times[name].append(statistics.median(once(run) for _ in range(max(1, min(64, int(block / first))))))
+            start = time.perf_counter()
+            once(run)
+            while time.perf_counter() - start < block:
+                once(run)
+            taken = []
+            while not taken or sum(taken) < block:
+                taken.append(once(run))
+            times[name].append(statistics.median(taken))
     return times
 
 
@@ -138,7 +146,7 @@ def main():
             if of:
                 print(f"{operation} {layout}: {statistics.geometric_mean(of):.2f}x, worst {min(of):.2f}x, {len(of)} rows")
     if options.out:
-        setup = {"pytorch_version": torch.__version__, "popnorm_version": library.popnorm_version().decode(),
+        setup = {"pytorch_version": torch.__version__, "popnorm_version": library.popnorm_version(),
                  "threads": options.threads}
         with open(options.out, "w") as file:
             json.dump({"setup": setup, "rows": rows}, file, indent=1)
