@@ -425,15 +425,11 @@ struct Masked {
     popnorm::plan(problem).normalize(args);
   }
   popnorm_status backward(const popnorm_options& options) {
-    popnorm_backward_args args = POPNORM_BACKWARD_ARGS_INIT;
+    popnorm_backward_args args = popnorm::backward_args(workspace, reserve);
     args.x = x.data();
     args.dy = x.data();
     args.dx = dx.data();
     args.dresidual = dresidual.data();
-    args.reserve = reserve.data();
-    args.reserve_bytes = reserve.size();
-    args.workspace = workspace.data();
-    args.workspace_bytes = workspace.size();
     return popnorm_backward(popnorm::plan(problem, options).get(), &args, nullptr);
   }
 };

@@ -126,8 +126,8 @@ TEST(CudaPolicy, SaysWhyItIsPlain) {
   problem.weights = POPNORM_LENGTHS;
   EXPECT_NE(std::string(popnorm::plan(problem).info().policy).find("plain, 3 launches"), std::string::npos);
   EXPECT_NE(std::string(popnorm::plan(problem).info().policy).find("because elements have weights"), std::string::npos);
-  // Groups of 6 and of 3 positions, and bytes of 8; channels of a position have bytes of their own.
-  problem = popnorm::problem_nchw(2, 3, 6);
+  // Groups of 12 positions, and bytes of 8; channels of a position have bytes of their own.
+  problem = popnorm::problem_nchw(2, 3, 12);
   problem.norm_group = {POPNORM_PER_SAMPLE, 0};
   problem.activation = POPNORM_RELU;
   EXPECT_NE(std::string(popnorm::plan(problem).info().policy).find("forward grid"), std::string::npos);
