@@ -7,23 +7,6 @@
 namespace popnorm_bench {
 namespace {
 
-Compared compared(Operation operation, const popnorm_problem& problem, const Layer& layer, const Library& reference,
-                  const Library& subject) {
-  struct Made {
-    Set set;
-    Calls reference, subject;
-  };
-  const std::shared_ptr<Made> made(
-      new Made{Set(problem.storage, layer.elements()), Calls(problem, reference), Calls(problem, subject)});
-  return {.reference = [=] { made->reference.run(operation, made->set); },
-          .subject = [=] { made->subject.run(operation, made->set); },
-          .prepare =
-              [=] {
-                made->reference.run(Operation::forward_training, made->set);
-                made->subject.run(Operation::forward_training, made->set);
-              }};
-}
-
 int run(int argc, char** argv) {
   ComparisonOptions options;
   std::string layers = POPNORM_BENCH_LAYERS, network = "resnet_50", reference, subject;
@@ -47,7 +30,11 @@ int run(int argc, char** argv) {
         problem.storage = storage;
         rows.push_back(
             {std::string(name_of(operation)) + "/" + name_of(layout) + "/" + layer.network + "/" + layer.dimensions(),
-             [=] { return compared(operation, problem, layer, old, changed); }});
+             [=] {
+               const auto set = std::make_shared<Set>(problem.storage, layer.elements());
+               return compared(operation, {std::make_shared<Calls>(problem, old), set},
+                               {std::make_shared<Calls>(problem, changed), set});
+             }});
       }
   }
   compare(options, {"times reference", ""}, rows);

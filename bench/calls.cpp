@@ -116,4 +116,13 @@ void Calls::run(Operation operation, Set& t) {
   check(library_.forward(plan_.get(), &a, nullptr));
 }
 
+Compared compared(Operation operation, const Call& reference, const Call& subject) {
+  return {.reference = [=] { reference.calls->run(operation, *reference.set); },
+          .subject = [=] { subject.calls->run(operation, *subject.set); },
+          .prepare =
+              [=] {
+                for (const Call& call : {reference, subject}) call.calls->run(Operation::forward_training, *call.set);
+              }};
+}
+
 }  // namespace popnorm_bench

@@ -8,7 +8,9 @@
 #include <memory>
 #include <popnorm/popnorm.hpp>
 #include <string>
+#include <vector>
 
+#include "comparison.hpp"
 #include "layer.hpp"
 
 namespace popnorm_bench {
@@ -53,6 +55,15 @@ class Calls {
   popnorm::buffer workspace_, reserve_;
   std::vector<double> mean_, variance_;
 };
+
+// One call with its tensors, which it shares with others or has for itself.
+struct Call {
+  std::shared_ptr<Calls> calls;
+  std::shared_ptr<Set> set;
+};
+
+// A row of the subject's time over the reference's, both after a forward.
+Compared compared(Operation operation, const Call& reference, const Call& subject);
 
 }  // namespace popnorm_bench
 

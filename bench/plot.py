@@ -31,7 +31,7 @@ def panel(axes, rows, title):
     axes.axvline(100, color=INK, linewidth=0.8)
     axes.set_xlim(0, 125)
     axes.set_yticks(list(places), [shape(row) for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     axes.set_title(title, color=INK, fontsize=10, loc="left")
     axes.tick_params(colors=FAINT, labelsize=8, length=0)
     axes.xaxis.grid(True, color=GRID)
@@ -57,8 +57,9 @@ def main():
             rows = [row for row in report["rows"]
                     if (row["op"], row["layout"], row["network"]) == (operation, layout, options.network)]
             panel(axes, rows, f"{layout} {name}")
-    figure.suptitle(f"Percent of what memory allows, f32, N = 50, {setup['threads']} threads: "
-                    f"popnorm (blue), oneDNN {setup['onednn_version']} (amber)", color=INK, fontsize=11)
+    batches = sorted({row["n"] for row in report["rows"] if row["network"] == options.network})
+    figure.suptitle(f"Percent of what memory allows, f32, N = {', '.join(map(str, batches))}, threads: {setup['threads']}: "
+                    f"popnorm (blue), oneDNN {setup['onednn_version'] or 'absent'} (amber)", color=INK, fontsize=11)
     figure.savefig(options.out, metadata={"Date": None})
 
 

@@ -68,8 +68,8 @@ class Bytes:
 
 
 class Plan:
-    """A plan with the workspace and the reserve of its calls. `problem` has what popnorm_problem_init would leave out: n, c, s,
-    layout and whatever differs from plain batch normalization in f32."""
+    """A plan with the workspace and the reserve of its calls. `problem`: n, c, s, layout and whatever differs from
+    POPNORM_PROBLEM_INIT."""
 
     def __init__(self, library, **problem):
         self.library, self.plan = library, POINTER()
