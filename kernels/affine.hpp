@@ -3,7 +3,6 @@
 #ifndef POPNORM_KERNELS_AFFINE_HPP
 #define POPNORM_KERNELS_AFFINE_HPP
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -19,9 +18,15 @@ POPNORM_INLINE T round_to(double value) {
 }
 
 template <class T>
+inline constexpr double kLargest = static_cast<double>(std::numeric_limits<T>::max());
+
+template <class T>
 POPNORM_INLINE T round_saturated(double value) {
-  constexpr double limit = static_cast<double>(std::numeric_limits<T>::max());
-  return static_cast<T>(value > limit ? limit : value);
+  return static_cast<T>(value > kLargest<T> ? kLargest<T> : value);
+}
+
+POPNORM_INLINE double clamped(double value, double least, double most) {
+  return value < least ? least : value > most ? most : value;
 }
 
 struct MeanVariance {
@@ -75,8 +80,8 @@ POPNORM_INLINE Statistics renormalized_statistics(const Moments& batch, const Me
   const Statistics s = batch_statistics(batch, epsilon);
   const double given_invstd = inverse_std(given.variance, epsilon);
   if (s.invstd == 0) return s;  // a constant channel without epsilon: y is shift
-  const double r = std::clamp(given_invstd / s.invstd, 1 / r_max, r_max);
-  const double d = std::clamp((batch.mean - given.mean) * given_invstd, -d_max, d_max);
+  const double r = clamped(given_invstd / s.invstd, 1 / r_max, r_max);
+  const double d = clamped((batch.mean - given.mean) * given_invstd, -d_max, d_max);
   const double invstd = r * s.invstd;
   return {batch.mean - d / invstd, s.variance, invstd, batch.weight, d, 1 / (r * r)};
 }

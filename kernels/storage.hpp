@@ -3,7 +3,6 @@
 #ifndef POPNORM_KERNELS_STORAGE_HPP
 #define POPNORM_KERNELS_STORAGE_HPP
 
-#include <bit>
 #include <cstdint>
 #include <type_traits>
 
@@ -22,8 +21,14 @@ struct F16 {
 template <class T>
 using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// std::bit_cast, which kernels on a device cannot call.
+template <class To, class From>
+POPNORM_INLINE constexpr To bits_as(const From& value) {
+  return __builtin_bit_cast(To, value);
+}
+
 POPNORM_INLINE constexpr float to_float(Bf16 value) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
+  return bits_as<float>(static_cast<std::uint32_t>(value.bits) << 16);
 }
 
 POPNORM_INLINE constexpr float to_float(F16 value) {
@@ -31,20 +36,20 @@ POPNORM_INLINE constexpr float to_float(F16 value) {
   const std::uint32_t exponent = value.bits >> 10 & 0x1FU, fraction = value.bits & 0x3FFU;
   if (exponent == 0) {
     const float magnitude = static_cast<float>(fraction) * 0x1p-24F;  // exact
-    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(magnitude));
+    return bits_as<float>(sign | bits_as<std::uint32_t>(magnitude));
   }
   const std::uint32_t wide = exponent == 0x1F ? 0xFFU : exponent + (127 - 15);
-  return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
+  return bits_as<float>(sign | wide << 23 | fraction << 13);
 }
 
 POPNORM_INLINE constexpr Bf16 to_bf16(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const auto bits = bits_as<std::uint32_t>(value);
   if ((bits & 0x7FFFFFFFU) > 0x7F800000U) return {static_cast<std::uint16_t>(bits >> 16 | 0x40U)};
   return {static_cast<std::uint16_t>((bits + 0x7FFFU + (bits >> 16 & 1U)) >> 16)};
 }
 
 POPNORM_INLINE constexpr F16 to_f16(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const auto bits = bits_as<std::uint32_t>(value);
   const std::uint32_t sign = bits >> 16 & 0x8000U, magnitude = bits & 0x7FFFFFFFU;
   std::uint32_t half = 0;
   if (magnitude > 0x7F800000U) {

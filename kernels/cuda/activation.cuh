@@ -3,8 +3,8 @@
 #ifndef POPNORM_KERNELS_CUDA_ACTIVATION_CUH
 #define POPNORM_KERNELS_CUDA_ACTIVATION_CUH
 
+#include <cmath>
 #include <cstdint>
-#include <limits>
 
 #include "kernels/activation.hpp"
 #include "kernels/cuda/chunk.cuh"
@@ -152,7 +152,7 @@ __device__ __forceinline__ Gate<A, kFused> gate_of(const BackwardFusion& fusion,
                                                    const Rows<A>& rows, const Chunk<T, kRows>& x, const RowOf& row_of) {
   if constexpr (!kFused) return {};
   // A mask should have been written, which only the device knows. If it was not, gradients are NaN.
-  if (fusion.mask.first != nullptr && !rows.masked) return {{std::numeric_limits<double>::quiet_NaN(), true}, 0};
+  if (fusion.mask.first != nullptr && !rows.masked) return {{NAN, true}, 0};
   if (fusion.mask.first != nullptr) return {fusion.activation, masked_bits<T, kRows>(fusion.mask, range)};
   if (fusion.recomputes) return {fusion.activation, recomputed_bits<A>(range, rows, x, row_of)};
   return {fusion.activation, ~0U};

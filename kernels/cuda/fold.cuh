@@ -3,7 +3,6 @@
 #ifndef POPNORM_KERNELS_CUDA_FOLD_CUH
 #define POPNORM_KERNELS_CUDA_FOLD_CUH
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
 
@@ -60,7 +59,7 @@ __device__ __forceinline__ void for_each_tile(const Groups& groups, const Tiles&
                                               std::int64_t group, const Columns& columns, const Body& body) {
   const std::int64_t count = tiles.of(groups.size(group) * s);
   // columns.y is a power of two.
-  const std::int64_t stretch = (count + columns.y - 1) >> std::countr_zero(static_cast<unsigned>(columns.y));
+  const std::int64_t stretch = (count + columns.y - 1) >> lowest_bit(static_cast<unsigned>(columns.y));
   const std::int64_t begin = stretch * columns.of_y();
   const std::int64_t end = begin + stretch < count ? begin + stretch : count;
   const std::int64_t first = tiles.first(groups, s, group);

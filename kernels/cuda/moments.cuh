@@ -5,7 +5,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 #include "kernels/cuda/chunk.cuh"
 #include "kernels/moments.hpp"
@@ -131,7 +130,7 @@ __device__ __forceinline__ void weighted_chunk_moments(Chunk<T, kRows>& held, co
   const auto value = [&](int i) { return static_cast<double>(to_arithmetic(held.held[i])); };
   const auto weight_of = [&](int i) { return static_cast<double>(weight[S::weight(i / S::kPack, i % S::kPack)]); };
   // The first element that is present in the block, whose position all channels share: from the one thread that holds it.
-  double position = std::numeric_limits<double>::infinity();
+  double position = INFINITY;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i)
     if (held.has(i)) position = Least()(position, S::position(i));

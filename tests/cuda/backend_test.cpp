@@ -194,7 +194,7 @@ struct Labelled {
   std::vector<float> x = std::vector<float>(n * c * s), dy = x, y = x, dx = x, dscale = std::vector<float>(2 * c);
   std::vector<std::int32_t> group = std::vector<std::int32_t>(n), slot = group, affine = group;
   std::vector<float> weights = std::vector<float>(n, 1);
-  std::uint32_t status = 0;
+  std::vector<std::uint32_t> status{0};  // where a device can write
   popnorm_batch batch = POPNORM_BATCH_INIT;
 
   Labelled() {
@@ -206,7 +206,7 @@ struct Labelled {
     problem.affine_slot = {POPNORM_LABELS, 2};
     batch.norm_group = group.data();
     batch.affine_slot = affine.data();
-    batch.device_status = &status;
+    batch.device_status = status.data();
   }
   void run() {
     const popnorm::plan plan(problem);
@@ -238,26 +238,33 @@ struct Labelled {
   }
 };
 
-TEST(CudaLabels, OutOfRangeMakeASampleAbsentAsWeightZeroDoes) {
+class CudaAbsence : public ::testing::TestWithParam<std::tuple<int, int>> {};
+
+// Of a group's first sample too, and of one affine slot alone.
+TEST_P(CudaAbsence, OfASampleWithoutALabelIsThatOfWeightZero) {
+  const auto [slots, sample] = GetParam();
   Labelled labels;
+  labels.problem.affine_slot = {POPNORM_LABELS, slots};
+  for (std::int32_t& id : labels.affine) id = std::min(id, slots - 1);
+  labels.dscale.resize(slots * Labelled::c);
   labels.poison(4);
-  labels.poison(7);
+  labels.poison(sample);
   Labelled weights = labels;
   labels.group[4] = -1;
-  labels.affine[7] = 2;
+  labels.affine[sample] = 2;
   labels.batch.norm_group = labels.group.data();
   labels.batch.affine_slot = labels.affine.data();
-  labels.batch.device_status = &labels.status;
+  labels.batch.device_status = labels.status.data();
   labels.run();
   weights.problem.weights = POPNORM_WEIGHTS_PER_SAMPLE;
-  weights.weights[4] = weights.weights[7] = 0;
+  weights.weights[4] = weights.weights[sample] = 0;
   weights.batch.norm_group = weights.group.data();
   weights.batch.affine_slot = weights.affine.data();
-  weights.batch.device_status = &weights.status;
+  weights.batch.device_status = weights.status.data();
   weights.batch.weights = weights.weights.data();
   weights.run();
-  EXPECT_EQ(labels.status, POPNORM_DEVICE_LABEL);
-  EXPECT_EQ(weights.status, 0U);
+  EXPECT_EQ(labels.status[0], POPNORM_DEVICE_LABEL);
+  EXPECT_EQ(weights.status[0], 0U);
   // Not the same bits: samples without a label leave their group shorter.
   const auto expect_near = [](const std::vector<float>& a, const std::vector<float>& b) {
     for (std::size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 64 * 0x1p-24 * (1 + std::fabs(b[i]))) << i;
@@ -265,12 +272,14 @@ TEST(CudaLabels, OutOfRangeMakeASampleAbsentAsWeightZeroDoes) {
   expect_near(labels.y, weights.y);
   expect_near(labels.dx, weights.dx);
   expect_near(labels.dscale, weights.dscale);
-  for (const std::int64_t sample : {4, 7})
+  for (const std::int64_t absent : {4, sample})
     for (std::int64_t i = 0; i < Labelled::c * Labelled::s; ++i) {
-      EXPECT_EQ(labels.y[sample * Labelled::c * Labelled::s + i], 0);
-      EXPECT_EQ(labels.dx[sample * Labelled::c * Labelled::s + i], 0);
+      EXPECT_EQ(labels.y[absent * Labelled::c * Labelled::s + i], 0);
+      EXPECT_EQ(labels.dx[absent * Labelled::c * Labelled::s + i], 0);
     }
 }
+
+INSTANTIATE_TEST_SUITE_P(Slots, CudaAbsence, ::testing::Combine(::testing::Values(1, 2), ::testing::Values(0, 7)));
 
 TEST(CudaLabels, ThatNobodyNamesAreAllAbsent) {
   Labelled labels;
@@ -286,12 +295,12 @@ TEST(CudaLabels, OfWeightsAndSlotsAreReported) {
   labels.problem.weights = POPNORM_WEIGHTS_PER_SAMPLE;
   labels.batch.weights = labels.weights.data();
   labels.run();
-  EXPECT_EQ(labels.status, 0U);
+  EXPECT_EQ(labels.status[0], 0U);
   labels.weights[3] = -1;
   labels.weights[5] = std::nanf("");
   labels.run();
-  EXPECT_EQ(labels.status, POPNORM_DEVICE_WEIGHT);
-  labels.status = 0;
+  EXPECT_EQ(labels.status[0], POPNORM_DEVICE_WEIGHT);
+  labels.status[0] = 0;
   labels.weights[3] = labels.weights[5] = 1;
   labels.problem.population_slot = {POPNORM_LABELS, 2};
   labels.slot[9] = 1;  // of group 0, whose other samples feed slot 0
@@ -306,7 +315,7 @@ TEST(CudaLabels, OfWeightsAndSlotsAreReported) {
   args.workspace = workspace.data();
   args.workspace_bytes = workspace.size();
   plan.moments(args);
-  EXPECT_EQ(labels.status, POPNORM_DEVICE_SLOT);
+  EXPECT_EQ(labels.status[0], POPNORM_DEVICE_SLOT);
 }
 
 // Enough ids for three digits, in a batch that several blocks sort.
