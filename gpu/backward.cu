@@ -9,8 +9,6 @@
 namespace popnorm::cuda {
 namespace {
 
-std::int64_t most_rows(const Problem& p) { return std::max(p.norm_group.count, p.population_slot.count); }
-
 // As many tiles as the samples have, whatever they are classed by.
 std::int64_t most_tiles(const Problem& p) {
   std::int64_t most = 0;
@@ -67,6 +65,9 @@ struct Call {
 
   // With several affine slots a row's sums are those of scale*dy, and dscale and dshift need sums of their own.
   bool scaled() const { return p.affine_slot.count > 1; }
+  AffineGradients affine_gradients(void* dscale, void* dshift, bool accumulate) const {
+    return {results(dscale, p.parameters), results(dshift, p.parameters), accumulate};
+  }
   ClassTiles tiles() const {
     return {tiles_of(p, source.groups), tiles_of(p, source.slots), tiles_of(p, source.affine)};
   }
@@ -98,21 +99,22 @@ struct Call {
   popnorm_status reduce(const void* x, const void* dy, Classes classes, bool for_dx_alone) const {
     const BackwardReduceArgs<A> args = reduce_args(x, dy, classes, for_dx_alone);
     const bool activated = p.activation != POPNORM_IDENTITY;
-    return with_form<A>(p, is_weighted(p), activated, [&](auto type, auto rows, auto weighted, auto fused) {
+    const Reach reach = reach_of(p, {args.x, args.dy});
+    return with_weights<A>(p, reach, is_weighted(p), activated, [&](auto type, auto access, auto weighs, auto fused) {
       return launch(operation, "backward_reduce",
-                    backward_reduce_kernel<decltype(type), rows.value, weighted.value, fused.value>, args,
+                    backward_reduce_kernel<decltype(type), access.value, weighs.value, fused.value>, args,
                     grid_of(p, most_tiles(p)), stream);
     });
   }
 
   // Of tiles, or given; into class sums, coefficients of dx, or both.
   FoldSumsArgs<A> fold_args(Classes classes, bool of_tiles, double* dy_of_class, double* dy_xhat_of_class,
-                            bool gradient) const {
+                            bool gradient, const AffineGradients& affine) const {
     FoldSumsArgs<A> args;
     args.extents = extents_of(p);
     args.source = source;
     args.classes = classes;
-    args.columns = block_of(p).channels;
+    args.columns = fold_columns(p);
     args.of_tiles = of_tiles;
     args.tiles = tiles();
     args.dy_of_tile = space.dy_of_tile;
@@ -124,26 +126,25 @@ struct Call {
       args.k1 = space.k1;
       args.k2 = space.k2;
     }
+    args.affine = affine;
     return args;
   }
 
-  popnorm_status fold(Classes classes, bool of_tiles, double* dy_of_class, double* dy_xhat_of_class,
-                      bool gradient) const {
-    const FoldSumsArgs<A> args = fold_args(classes, of_tiles, dy_of_class, dy_xhat_of_class, gradient);
+  popnorm_status fold(Classes classes, bool of_tiles, double* dy_of_class, double* dy_xhat_of_class, bool gradient,
+                      const AffineGradients& affine = {}) const {
+    const FoldSumsArgs<A> args = fold_args(classes, of_tiles, dy_of_class, dy_xhat_of_class, gradient, affine);
     return launch(operation, "fold_sums", fold_sums_kernel<A>, args,
                   fold_grid_of(p, std::max(most_rows(p), p.affine_slot.count)), stream);
   }
 
-  popnorm_status deliver(Classes classes, const double* dy_of_class, const double* dy_xhat_of_class, void* dscale,
-                         void* dshift, bool accumulate) const {
+  popnorm_status deliver(Classes classes, const double* dy_of_class, const double* dy_xhat_of_class,
+                         const AffineGradients& affine) const {
     DeliverArgs<A> args;
     args.source = source;
     args.classes = classes;
     args.dy_of_class = dy_of_class;
     args.dy_xhat_of_class = dy_xhat_of_class;
-    args.dscale = results(dscale, p.parameters);
-    args.dshift = results(dshift, p.parameters);
-    args.accumulate = accumulate;
+    args.affine = affine;
     return launch(operation, "deliver", deliver_kernel<A>, args, line_of(p.c, p.affine_slot.count), stream);
   }
 
@@ -159,37 +160,45 @@ struct Call {
     args.source = source;
     args.k1 = space.k1;
     args.k2 = space.k2;
-    return with_form<A>(p, is_weighted(p), p.fused(), [&](auto type, auto rows, auto weighted, auto fused) {
+    args.stretch = stretch_of(p);
+    const Reach reach = reach_of(p, {args.x, args.dy, args.dx, args.dresidual});
+    return with_weights<A>(p, reach, is_weighted(p), p.fused(), [&](auto type, auto access, auto weighs, auto fused) {
       return launch(operation, "backward_apply",
-                    backward_apply_kernel<decltype(type), rows.value, weighted.value, fused.value>, args,
-                    grid_of(p, chunks_of(p)), stream);
+                    backward_apply_kernel<decltype(type), access.value, weighs.value, fused.value>, args,
+                    stretch_grid_of(p), stream);
     });
   }
 
-  // Sums and dx by one read.
-  popnorm_status resident(const void* x, const void* dy, void* dx, void* dresidual, const Policy& policy) const {
+  // Sums, dx, and dscale and dshift where wanted, by one read.
+  popnorm_status resident(const void* x, const void* dy, void* dx, void* dresidual, const AffineGradients& affine,
+                          const Policy& policy) const {
     const ResidentBackwardArgs<A> args{reduce_args(x, dy, Classes::rows, false),
-                                       fold_args(Classes::rows, true, space.dy_of_class, space.dy_xhat_of_class, false),
+                                       fold_args(Classes::rows, true, space.dy_of_class, space.dy_xhat_of_class, false,
+                                                 fold_delivers(p) ? affine : AffineGradients{}),
                                        operand(p, dx, p.dx), operand(p, dresidual, p.dresidual), crew_of(p, policy)};
-    return with_form<A>(p, p.fused(), [&](auto type, auto rows, auto fused) {
-      return launch(operation, "resident_backward", resident_backward_kernel<decltype(type), rows.value, fused.value>,
+    const Reach reach = reach_of(p, {args.reduce.x, args.reduce.dy, args.dx, args.dresidual});
+    POPNORM_TRY(with_kept<A>(p, reach, p.fused(), [&](auto type, auto access, auto fused) {
+      return launch(operation, "resident_backward", resident_backward_kernel<decltype(type), access.value, fused.value>,
                     args, team_grid_of(p, Direction::backward, policy), stream);
-    });
+    }));
+    if (!affine.any() || fold_delivers(p)) return POPNORM_SUCCESS;
+    return deliver(Classes::rows, space.dy_of_class, space.dy_xhat_of_class, affine);
   }
 
   // Sums of rows, into sum_dy and sum_dy_xhat; dscale and dshift where wanted.
-  popnorm_status sums(const void* x, const void* dy, double* sum_dy, double* sum_dy_xhat, void* dscale, void* dshift,
-                      bool accumulate, bool gradient) {
-    const bool gradients = dscale != nullptr || dshift != nullptr;
+  popnorm_status sums(const void* x, const void* dy, double* sum_dy, double* sum_dy_xhat, const AffineGradients& affine,
+                      bool gradient) {
+    const bool all = affine.any();
     POPNORM_TRY(order_rows());
-    POPNORM_TRY(reduce(x, dy, Classes::rows, gradient && !gradients));
-    POPNORM_TRY(fold(Classes::rows, true, sum_dy, sum_dy_xhat, gradient));
-    if (!gradients) return POPNORM_SUCCESS;
-    if (!scaled()) return deliver(Classes::rows, sum_dy, sum_dy_xhat, dscale, dshift, accumulate);
+    POPNORM_TRY(reduce(x, dy, Classes::rows, gradient && !all));
+    POPNORM_TRY(
+        fold(Classes::rows, true, sum_dy, sum_dy_xhat, gradient, fold_delivers(p) ? affine : AffineGradients{}));
+    if (!all || fold_delivers(p)) return POPNORM_SUCCESS;
+    if (!scaled()) return deliver(Classes::rows, sum_dy, sum_dy_xhat, affine);
     POPNORM_TRY(order_affine());
     POPNORM_TRY(reduce(x, dy, Classes::affine, false));
     POPNORM_TRY(fold(Classes::affine, true, space.dy_of_class, space.dy_xhat_of_class, false));
-    return deliver(Classes::affine, space.dy_of_class, space.dy_xhat_of_class, dscale, dshift, accumulate);
+    return deliver(Classes::affine, space.dy_of_class, space.dy_xhat_of_class, affine);
   }
 };
 
@@ -221,12 +230,15 @@ popnorm_status with_call(const char* operation, const Plan& plan, const Args& a,
 
 int most_backward_teams(const Problem& p, const Policy& policy) {
   return with_arithmetic_type(p, [&](auto arithmetic) {
-    return with_form<decltype(arithmetic)>(p, p.fused(), [&](auto type, auto rows, auto fused) {
-      return co_resident(
-                 reinterpret_cast<const void*>(resident_backward_kernel<decltype(type), rows.value, fused.value>),
-                 team_grid_of(p, Direction::backward, policy)) /
-             policy.team;
-    });
+    // Which of them a call takes, its pointers decide.
+    const auto most = [&](Reach reach) {
+      return with_kept<decltype(arithmetic)>(p, reach, p.fused(), [&](auto type, auto access, auto fused) {
+        return co_resident(
+            reinterpret_cast<const void*>(resident_backward_kernel<decltype(type), access.value, fused.value>),
+            team_grid_of(p, Direction::backward, policy));
+      });
+    };
+    return std::min(most(Reach::any), most(Reach::even)) / policy.team;
   });
 }
 
@@ -248,15 +260,11 @@ popnorm_status backward(const Plan& plan, const popnorm_backward_args& a, void* 
       call.source.scale = values(a.scale, call.p.parameters);
     }
     const Policy& policy = policy_of(plan, Direction::backward);
-    if (a.dx != nullptr && policy.path != Path::plain) {
-      POPNORM_TRY(call.resident(a.x, a.dy, a.dx, a.dresidual, policy));
-      if (a.dscale == nullptr && a.dshift == nullptr) return POPNORM_SUCCESS;
-      return call.deliver(Classes::rows, call.space.dy_of_class, call.space.dy_xhat_of_class, a.dscale, a.dshift,
-                          a.accumulate != 0);
-    }
-    if (a.dx != nullptr || a.dscale != nullptr || a.dshift != nullptr)
-      POPNORM_TRY(call.sums(a.x, a.dy, call.space.dy_of_class, call.space.dy_xhat_of_class, a.dscale, a.dshift,
-                            a.accumulate != 0, a.dx != nullptr));
+    const AffineGradients affine = call.affine_gradients(a.dscale, a.dshift, a.accumulate != 0);
+    if (a.dx != nullptr && policy.path != Path::plain)
+      return call.resident(a.x, a.dy, a.dx, a.dresidual, affine, policy);
+    if (a.dx != nullptr || affine.any())
+      POPNORM_TRY(call.sums(a.x, a.dy, call.space.dy_of_class, call.space.dy_xhat_of_class, affine, a.dx != nullptr));
     const bool applies = a.dx != nullptr || a.dresidual != nullptr;
     return applies ? call.apply(a.x, a.dy, a.dx, a.dresidual) : POPNORM_SUCCESS;
   });
@@ -264,7 +272,7 @@ popnorm_status backward(const Plan& plan, const popnorm_backward_args& a, void* 
 
 popnorm_status backward_reduce(const Plan& plan, const popnorm_backward_reduce_args& a, void* stream) {
   return with_call("backward_reduce", plan, a, stream, [&](auto call) {
-    return call.sums(a.x, a.dy, a.sum_dy, a.sum_dy_xhat, a.dscale, a.dshift, false, false);
+    return call.sums(a.x, a.dy, a.sum_dy, a.sum_dy_xhat, call.affine_gradients(a.dscale, a.dshift, false), false);
   });
 }
 

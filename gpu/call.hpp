@@ -29,10 +29,12 @@ inline Grid grid_of(const Problem& p, std::int64_t rows) {
   return {static_cast<unsigned>(channel_blocks(p)), static_cast<unsigned>(std::min(rows, kMostRows)), block.x, block.y,
           kChunksAt};
 }
-// As many channels per block, in a line of threads (kernels that fold).
+// Blocks of all channels by stretches of chunks.
+inline Grid stretch_grid_of(const Problem& p) { return grid_of(p, (chunks_of(p) + stretch_of(p) - 1) / stretch_of(p)); }
+// Blocks of all channels by rows to fold.
 inline Grid fold_grid_of(const Problem& p, std::int64_t rows) {
-  return {static_cast<unsigned>(channel_blocks(p)), static_cast<unsigned>(std::min(rows, kMostRows)), kThreads, 1,
-          kReduceBytes};
+  return {static_cast<unsigned>((p.c + fold_columns(p) - 1) / fold_columns(p)),
+          static_cast<unsigned>(std::min(rows, kMostRows)), kThreads, 1, kReduceBytes};
 }
 // Teams of a policy side by side.
 inline Grid team_grid_of(const Problem& p, Direction direction, const Policy& policy) {
@@ -166,30 +168,59 @@ auto with_arithmetic_type(const Problem& p, Body&& body) {
   return p.storage == POPNORM_F64 ? body(double{}) : body(float{});
 }
 
-// Calls body(T, rows) with the storage type, of those that are computed in A, and a std::bool_constant.
+template <Access kAccess>
+using AccessConstant = std::integral_constant<Access, kAccess>;
+
+// Calls body(T) with the storage type, of those that are computed in A.
 template <class A, class Body>
-auto with_form(const Problem& p, const Body& body) {
-  const auto with_rows = [&](auto type) {
-    return p.form == Form::rows ? body(type, std::true_type{}) : body(type, std::false_type{});
-  };
+auto with_storage(const Problem& p, const Body& body) {
   if constexpr (std::is_same_v<A, float>) {
-    if (p.storage == POPNORM_BF16) return with_rows(Bf16{});
-    if (p.storage == POPNORM_F16) return with_rows(F16{});
+    if (p.storage == POPNORM_BF16) return body(Bf16{});
+    if (p.storage == POPNORM_F16) return body(F16{});
   }
-  return with_rows(A{});
+  return body(A{});
 }
 
-// The same with another one, and with two.
+// Calls body(T, access, flag...) with the storage type, an AccessConstant and a std::bool_constant for each flag.
 template <class A, class Body>
-auto with_form(const Problem& p, bool flag, const Body& body) {
-  return with_form<A>(p, [&](auto type, auto rows) {
-    return flag ? body(type, rows, std::true_type{}) : body(type, rows, std::false_type{});
+auto with_access(const Problem& p, Reach reach, const Body& body) {
+  return with_storage<A>(p, [&](auto type) {
+    const bool rows = p.form == Form::rows;
+    if constexpr (!std::is_same_v<A, double>) {
+      if (reach == Reach::even && rows) return body(type, AccessConstant<Access::even_rows>{});
+      if (reach == Reach::even) return body(type, AccessConstant<Access::even_columns>{});
+      if (reach == Reach::loose) return body(type, AccessConstant<Access::loose_rows>{});
+    }
+    if (rows) return body(type, AccessConstant<Access::rows>{});
+    return body(type, AccessConstant<Access::columns>{});
+  });
+}
+
+// The same of kernels of one read, which know no loose ones.
+template <class A, class Body>
+auto with_kept(const Problem& p, Reach reach, bool flag, const Body& body) {
+  return with_access<A>(p, reach == Reach::even ? reach : Reach::any, [&](auto type, auto access) {
+    if constexpr (access.value != Access::loose_rows) {
+      return flag ? body(type, access, std::true_type{}) : body(type, access, std::false_type{});
+    } else {
+      return decltype(body(type, AccessConstant<Access::rows>{}, std::true_type{})){};
+    }
+  });
+}
+
+// The same of kernels that know weights, which are not narrow.
+template <class A, class Body>
+auto with_weights(const Problem& p, Reach reach, bool weighted, const Body& body) {
+  return with_access<A>(p, weighted ? Reach::any : reach, [&](auto type, auto access) {
+    if constexpr (!is_narrow(access.value))
+      if (weighted) return body(type, access, std::true_type{});
+    return body(type, access, std::false_type{});
   });
 }
 template <class A, class Body>
-auto with_form(const Problem& p, bool flag, bool other, const Body& body) {
-  return with_form<A>(p, flag, [&](auto type, auto rows, auto first) {
-    return other ? body(type, rows, first, std::true_type{}) : body(type, rows, first, std::false_type{});
+auto with_weights(const Problem& p, Reach reach, bool weighted, bool flag, const Body& body) {
+  return with_weights<A>(p, reach, weighted, [&](auto type, auto access, auto weighs) {
+    return flag ? body(type, access, weighs, std::true_type{}) : body(type, access, weighs, std::false_type{});
   });
 }
 

@@ -45,6 +45,16 @@ struct ForwardSpace {
   }
 };
 
+Running running_of(const Problem& p, const popnorm_update& u) {
+  return {results(u.running_mean, p.statistics), results(u.running_variance, p.statistics), u.momentum};
+}
+
+// Whether the fold can feed running statistics: there is one group to feed them, and nobody else reads them meanwhile.
+bool fold_feeds(const Problem& p, popnorm_statistics statistics, const popnorm_update& u) {
+  return u.population == nullptr && p.norm_group.count == 1 && p.population_slot.count == 1 &&
+         statistics == POPNORM_BATCH;
+}
+
 MomentArrays moment_arrays(const popnorm_moment_arrays& m) { return {m.weight, m.mean, m.m2}; }
 
 // A member of a labelled group has a label: `affine` alone can make it absent. It is empty where scale and shift play no part, but
@@ -57,12 +67,12 @@ MomentsArgs moments_args(const Problem& p, const void* x, const Maps& maps, cons
 
 popnorm_status launch_moments(const char* operation, const Problem& p, const MomentsArgs& args, void* stream) {
   return with_arithmetic_type(p, [&](auto arithmetic) {
-    return with_form<decltype(arithmetic)>(p, p.weights != POPNORM_UNWEIGHTED || p.affine_slot.kind == POPNORM_LABELS,
-                                           [&](auto type, auto rows, auto weighted) {
-                                             return launch(operation, "moments",
-                                                           moments_kernel<decltype(type), rows.value, weighted.value>,
-                                                           args, grid_of(p, args.tiles.count), stream);
-                                           });
+    const bool weighted = p.weights != POPNORM_UNWEIGHTED || p.affine_slot.kind == POPNORM_LABELS;
+    return with_weights<decltype(arithmetic)>(
+        p, reach_of(p, {args.x}), weighted, [&](auto type, auto access, auto weighs) {
+          return launch(operation, "moments", moments_kernel<decltype(type), access.value, weighs.value>, args,
+                        grid_of(p, args.tiles.count), stream);
+        });
   });
 }
 
@@ -70,7 +80,7 @@ template <class A>
 FoldArgs<A> fold_args(const Problem& p, const Maps& maps, const popnorm_source& source) {
   FoldArgs<A> args;
   args.extents = extents_of(p);
-  args.columns = block_of(p).channels;
+  args.columns = fold_columns(p);
   args.rows = source.statistics == POPNORM_GIVEN ? maps.population_slot : maps.norm_group;
   args.slots = maps.population_slot;
   args.mixture = {source.statistics, source.share, source.renorm_r, source.renorm_d};
@@ -117,9 +127,8 @@ popnorm_status launch_feed(const char* operation, const Problem& p, const Maps& 
   args.slots = maps.population_slot;
   args.group_slot = group_slot;
   args.of_group = of_group;
+  args.running = running_of(p, u);
   args.momentum = u.momentum;
-  args.running_mean = results(u.running_mean, p.statistics);
-  args.running_variance = results(u.running_variance, p.statistics);
   args.population = static_cast<popnorm_population_header*>(u.population);
   args.feed = u.feed;
   return launch(operation, "feed", feed_kernel<void>, args, {1, 1, kThreads, 1, kReduceBytes}, stream);
@@ -136,18 +145,21 @@ popnorm_status launch_normalize(const char* operation, const Problem& p, const v
   args.fusion = fusion;
   args.weights = weights_of(p, batch);
   args.source = source;
-  return with_form<A>(p, is_weighted(p), p.fused(), [&](auto type, auto rows, auto weighted, auto fused) {
-    return launch(operation, "normalize", normalize_kernel<decltype(type), rows.value, weighted.value, fused.value>,
-                  args, grid_of(p, chunks_of(p)), stream);
+  args.stretch = stretch_of(p);
+  const Reach reach = reach_of(p, {args.x, args.y, fusion.residual});
+  return with_weights<A>(p, reach, is_weighted(p), p.fused(), [&](auto type, auto access, auto weighs, auto fused) {
+    return launch(operation, "normalize", normalize_kernel<decltype(type), access.value, weighs.value, fused.value>,
+                  args, stretch_grid_of(p), stream);
   });
 }
 
 template <class A>
 popnorm_status launch_resident(const char* operation, const Problem& p, const ResidentForwardArgs<A>& args,
                                const Policy& policy, void* stream) {
-  return with_form<A>(p, p.fused(), [&](auto type, auto rows, auto fused) {
-    return launch(operation, "resident_forward", resident_forward_kernel<decltype(type), rows.value, fused.value>, args,
-                  team_grid_of(p, Direction::forward, policy), stream);
+  const Reach reach = reach_of(p, {args.moments.x, args.y, args.fusion.residual});
+  return with_kept<A>(p, reach, p.fused(), [&](auto type, auto access, auto fused) {
+    return launch(operation, "resident_forward", resident_forward_kernel<decltype(type), access.value, fused.value>,
+                  args, team_grid_of(p, Direction::forward, policy), stream);
   });
 }
 
@@ -155,12 +167,15 @@ popnorm_status launch_resident(const char* operation, const Problem& p, const Re
 
 int most_forward_teams(const Problem& p, const Policy& policy) {
   return with_arithmetic_type(p, [&](auto arithmetic) {
-    return with_form<decltype(arithmetic)>(p, p.fused(), [&](auto type, auto rows, auto fused) {
-      return co_resident(
-                 reinterpret_cast<const void*>(resident_forward_kernel<decltype(type), rows.value, fused.value>),
-                 team_grid_of(p, Direction::forward, policy)) /
-             policy.team;
-    });
+    // Which of them a call takes, its pointers decide.
+    const auto most = [&](Reach reach) {
+      return with_kept<decltype(arithmetic)>(p, reach, p.fused(), [&](auto type, auto access, auto fused) {
+        return co_resident(
+            reinterpret_cast<const void*>(resident_forward_kernel<decltype(type), access.value, fused.value>),
+            team_grid_of(p, Direction::forward, policy));
+      });
+    };
+    return std::min(most(Reach::any), most(Reach::even)) / policy.team;
   });
 }
 
@@ -185,7 +200,7 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* st
     const ForwardSpace<A> space(arena, p);
     Maps maps(p, a.batch);
     const bool reduces = a.source.statistics != POPNORM_GIVEN;
-    const bool feeds = reduces && updates(a.update);
+    const bool feeds = reduces && updates(a.update), folds = feeds && fold_feeds(p, a.source.statistics, a.update);
     if (reduces) POPNORM_TRY(order("forward", maps.norm_group, space.groups, space.sort, stream));
     POPNORM_TRY(check("forward", p, a.batch, maps, feeds, stream));
     FoldArgs<A> fold = fold_args<A>(p, maps, a.source);
@@ -199,8 +214,9 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* st
       fold.of_tile = space.of_tile;
       if (a.moments.weight != nullptr)
         fold.of_row = moment_arrays(a.moments);
-      else if (feeds)
+      else if (feeds && !folds)
         fold.of_row = space.of_group;
+      if (folds) fold.running = running_of(p, a.update);
     }
     RowSource<A> source = row_source<A>(p, maps, nullptr);
     source.statistics = a.source.statistics;
@@ -218,7 +234,7 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* st
       POPNORM_TRY(launch_fold("forward", p, fold, stream));
       POPNORM_TRY(launch_normalize("forward", p, a.x, a.y, fusion, a.batch, source, stream));
     }
-    return feeds ? launch_feed("forward", p, maps, a.update, fold.of_row, nullptr, stream) : POPNORM_SUCCESS;
+    return feeds && !folds ? launch_feed("forward", p, maps, a.update, fold.of_row, nullptr, stream) : POPNORM_SUCCESS;
   });
 }
 

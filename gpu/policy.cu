@@ -53,12 +53,12 @@ bool masks_apart(const Problem& p) {
   return p.form == Form::columns || p.norm_group.kind == POPNORM_WHOLE || p.s % 8 == 0;
 }
 
-Policy plain(const Device& device, const Tensors& tensors, Direction direction) {
+Policy plain(const Problem& p, Direction direction, const Device& device, const Tensors& tensors) {
   Policy policy;
-  policy.launches = direction == Direction::forward ? 3 : 4;
+  policy.launches = direction == Direction::forward || fold_delivers(p) ? 3 : 4;
   const double all = tensors.bytes * tensors.read;
-  // Read in the same order again: nothing of it is left unless all is.
-  policy.read = all + (in_l2(device, all) == all ? 0 : all) + tensors.read_once;
+  // Again from the end.
+  policy.read = all + (all - in_l2(device, all)) + tensors.read_once;
   policy.written = tensors.written;
   return policy;
 }
@@ -69,11 +69,12 @@ Policy resident(const Problem& p, Direction direction, const Device& device, con
                      static_cast<std::size_t>(tensors.read);
   Policy policy;
   policy.path = path;
-  policy.launches = direction == Direction::forward ? 1 : 2;
+  policy.launches = direction == Direction::forward || fold_delivers(p) ? 1 : 2;
   constexpr std::size_t kOfBlock = 1024;
   const std::size_t half = std::min(device.shared_of_block, device.shared_of_multiprocessor / 2 - kOfBlock);
   const std::size_t fixed = shared_bytes(p, direction, 0);
-  const int registers = resident_blocks(direction == Direction::forward, p.form == Form::rows, p.fused());
+  const int registers = resident_blocks(direction == Direction::forward, p.form == Form::rows, p.fused(),
+                                        static_cast<std::size_t>(size_of(p.storage)));
   policy.blocks = half >= fixed + chunk ? registers : 1;
   const std::size_t room = policy.blocks == 2 ? half : device.shared_of_block;
   policy.held = room > fixed ? static_cast<int>((room - fixed) / chunk) : 0;
@@ -131,7 +132,7 @@ std::size_t shared_bytes(const Problem& p, Direction direction, int held) {
 
 Policy choose(const Problem& p, Direction direction, const Device& device, const char* wanted, const char** why) {
   const Tensors tensors = tensors_of(p, direction);
-  const Policy fallback = plain(device, tensors, direction);
+  const Policy fallback = plain(p, direction, device, tensors);
   const auto refuse = [&](const char* reason) {
     if (why != nullptr) *why = reason;
     return fallback;

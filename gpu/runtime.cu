@@ -86,9 +86,23 @@ popnorm_status ask_device(Device& device) {
 
 namespace {
 
+// Whether launches on the current device may begin while the one before them ends: kernels wait for it themselves.
+bool launches_overlap() {
+  thread_local int known = -1;
+  thread_local bool overlap = false;
+  int device = 0, major = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  if (device != known) {
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return false;
+    known = device;
+    overlap = major >= 9;
+  }
+  return overlap;
+}
+
 // A launch as the runtime wants it described.
 struct Configuration {
-  cudaLaunchAttribute attribute[2]{};
+  cudaLaunchAttribute attribute[3]{};
   cudaLaunchConfig_t launch{};
 
   Configuration(const Grid& grid, void* stream) {
@@ -106,6 +120,9 @@ struct Configuration {
     if (grid.cooperative) {
       attribute[launch.numAttrs].id = cudaLaunchAttributeCooperative;
       attribute[launch.numAttrs++].val.cooperative = 1;
+    } else if (launches_overlap()) {
+      attribute[launch.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attribute[launch.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }
   }
   Configuration(const Configuration&) = delete;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <initializer_list>
 
 #include "core/problem.hpp"
 #include "kernels/cuda/chunk.cuh"
@@ -28,6 +29,9 @@ inline Block block_of(const Problem& p) {
   return {x, kThreads / x, static_cast<int>(x * pack)};
 }
 
+// Channels that a block folds at a time: a sector of memory, so that many threads share the tiles of each.
+inline int fold_columns(const Problem& p) { return std::min(block_of(p).channels, 4); }
+
 // Blocks of channels side by side that a grid can have.
 inline constexpr std::int64_t kMostChannelBlocks = (std::int64_t{1} << 31) - 1;
 inline std::int64_t channel_blocks(const Problem& p) {
@@ -36,7 +40,9 @@ inline std::int64_t channel_blocks(const Problem& p) {
 }
 
 // Positions of a chunk.
-inline std::int64_t chunk_positions(const Problem& p) { return kThreads * kHeld / block_of(p).channels; }
+inline std::int64_t chunk_positions(const Problem& p) {
+  return kThreads * held_of(static_cast<std::size_t>(size_of(p.storage))) / block_of(p).channels;
+}
 
 inline std::int64_t chunks_of(const Problem& p) { return (p.n * p.s + chunk_positions(p) - 1) / chunk_positions(p); }
 
@@ -48,6 +54,38 @@ inline Operand operand(const Problem& p, const void* first, const Strides& strid
   const bool packs = reinterpret_cast<std::uintptr_t>(first) % 16 == 0 && strides.sample % pack == 0 &&
                      strides.row % pack == 0 && (!rows || p.s % pack == 0);
   return {const_cast<void*>(first), strides.sample, rows ? strides.row : 1, rows ? 1 : strides.row, packs};
+}
+
+// Samples are normalized by so many rows of statistics at most: those of groups, or of population slots that are given.
+inline std::int64_t most_rows(const Problem& p) { return std::max(p.norm_group.count, p.population_slot.count); }
+
+// Whether the kernel that folds the sums of rows can put dscale and dshift too: there is one row.
+inline bool fold_delivers(const Problem& p) { return most_rows(p) == 1 && p.affine_slot.count == 1; }
+
+// Whether elements have weights or, because a label can be none, may be absent.
+inline bool is_weighted(const Problem& p) {
+  const auto labels = [](const Map& map) { return map.kind == POPNORM_LABELS; };
+  return p.weights != POPNORM_UNWEIGHTED || labels(p.norm_group) || labels(p.population_slot) || labels(p.affine_slot);
+}
+
+// How kernels can reach these tensors (kernels/cuda/chunk.cuh): by whole packs that are there or not, or by elements, counting in 32
+// bits; or in any way.
+enum class Reach { any, loose, even };
+inline Reach reach_of(const Problem& p, std::initializer_list<Operand> operands) {
+  const std::int64_t pack = 16 / size_of(p.storage);
+  // A chunk beyond the end is counted too.
+  constexpr std::int64_t kMost = std::int64_t{1} << 31, kBeyond = 8 * kThreads * kThreads;
+  const auto span = [&](const Operand& o) {
+    return (p.n - 1) * o.sample + (p.c - 1) * o.channel + (p.s - 1) * o.position;
+  };
+  const auto all = [&](const auto& holds) {
+    return std::ranges::all_of(operands, [&](const Operand& o) { return o.first == nullptr || holds(o); });
+  };
+  if (p.storage == POPNORM_F64 || is_weighted(p) || p.n * p.s >= kMost - kBeyond) return Reach::any;
+  if ((p.form == Form::rows ? p.s : p.c) % pack == 0 &&
+      all([&](const Operand& o) { return o.packs && span(o) / pack < kMost; }))
+    return Reach::even;
+  return p.form == Form::rows && all([&](const Operand& o) { return span(o) < kMost; }) ? Reach::loose : Reach::any;
 }
 
 inline Values values(const void* first, popnorm_type type) { return {first, type}; }
@@ -71,22 +109,22 @@ struct Maps {
 
 inline bool labelled(const Groups& groups) { return groups.kind == POPNORM_LABELS; }
 
-// Positions of a tile: whole chunks, so many that the partial results of all stay within 1/64 of a tensor and 4 MB.
+// Chunks that a block takes at a time: up to eight where that leaves stretches for many blocks.
+inline std::int64_t stretch_of(const Problem& p) {
+  constexpr std::int64_t kMostBlocks = 1024;
+  return std::clamp<std::int64_t>(chunks_of(p) * channel_blocks(p) / kMostBlocks, 1, 8);
+}
+
+// Positions of a tile: whole stretches, so many that the partial results of all stay within 1/64 of a tensor and 4 MB.
 inline std::int64_t tile_length(const Problem& p) {
   constexpr std::int64_t kSlotBytes = 3 * sizeof(double), kMostBytes = std::int64_t{4} << 20;
   const std::int64_t least = 2048 / size_of(p.storage);
   const std::int64_t budget = p.n * p.s * p.c / (kMostBytes / kSlotBytes) + 1;
-  const std::int64_t chunk = chunk_positions(p);
-  return (std::max(least, budget) + chunk - 1) / chunk * chunk;
+  const std::int64_t stretch = stretch_of(p) * chunk_positions(p);
+  return (std::max(least, budget) + stretch - 1) / stretch * stretch;
 }
 
 inline Tiles tiles_of(const Problem& p, const Groups& groups) { return tiles_of(groups, p.s, tile_length(p)); }
-
-// Whether elements have weights or, because a label can be none, may be absent.
-inline bool is_weighted(const Problem& p) {
-  const auto labels = [](const Map& map) { return map.kind == POPNORM_LABELS; };
-  return p.weights != POPNORM_UNWEIGHTED || labels(p.norm_group) || labels(p.population_slot) || labels(p.affine_slot);
-}
 
 }  // namespace popnorm::cuda
 

@@ -49,88 +49,90 @@ __device__ __forceinline__ A let_through(const Activation& activation, bool pass
   return activation.keeps ? rounded_product(static_cast<A>(activation.slope), value) : A(0);
 }
 
-// z of the elements of a chunk: enter(sample) before those of another sample. row_of(row, k) is the row of statistics of a channel,
-// asked for where it changes.
-template <class A, class T, bool kRows, class RowOf>
+// z of a thread's elements, chunk after chunk: enter(sample) before those of another sample, unless they are alike. row_of(row, k) is
+// the row of statistics of a channel, asked for where it changes.
+template <class A, class T, Access kAccess, class RowOf>
 class Normalized {
  public:
-  __device__ __forceinline__ Normalized(const Range& range, const Rows<A>& rows, const RowOf& row_of)
-      : range_(range), rows_(rows), row_of_(row_of) {}
+  __device__ __forceinline__ Normalized(const Extents& extents, std::int64_t c, const Rows<A>& rows,
+                                        const RowOf& row_of)
+      : extents_(extents), c_(c), rows_(rows), row_of_(row_of), place_(rows) {
+    if (alike()) enter(0);
+  }
 
   __device__ __forceinline__ void enter(std::int64_t sample) {
-    const std::int64_t row = rows_.map.of(sample), affine = rows_.affine.of(sample);
-    if ((row == row_ && affine == affine_) || row < 0 || affine < 0) return;
-    row_ = row;
-    affine_ = affine;
-    for_each_channel<T, kRows>(range_.extents, range_.c, [&](int k) {
-      const std::int64_t j = affine * range_.extents.c + range_.c + k;
-      of_[k] = normalize_row<A>(row_of_(row, k), static_cast<A>(rows_.scale.get(j, 1)),
+    if (!place_.enter(sample)) return;
+    for_each_channel<T, kAccess>(extents_, c_, [&](int k) {
+      const std::int64_t j = place_.affine() * extents_.c + c_ + k;
+      of_[k] = normalize_row<A>(row_of_(place_.row(), k), static_cast<A>(rows_.scale.get(j, 1)),
                                 static_cast<A>(rows_.shift.get(j, 0)));
     });
   }
+  __device__ __forceinline__ bool alike() const { return place_.alike(); }
   __device__ __forceinline__ A z(A x, int k) const { return multiply_add(x - of_[k].hi, of_[k].s, of_[k].b); }
 
  private:
-  const Range& range_;
+  const Extents& extents_;
+  std::int64_t c_;
   const Rows<A>& rows_;
-  const RowOf& row_of_;
-  std::int64_t row_ = -1, affine_ = -1;
-  NormalizeRow<A> of_[Shape<T, kRows>::kChannels]{};
+  RowOf row_of_;
+  Place<A> place_;
+  NormalizeRow<A> of_[Shape<T, kAccess>::kChannels]{};
 };
 
 // Writes the bits of a chunk, of which each thread has those of its elements. Neighbouring lanes share a byte; chunks and groups
 // must not (gpu/policy.cu).
-template <class T, bool kRows>
+template <class T, Access kAccess>
 __device__ __forceinline__ void put_mask(const Mask& mask, const Range& range, unsigned passed) {
-  using S = Shape<T, kRows>;
+  using S = Shape<T, kAccess>;
   constexpr unsigned kLanes = 8 / S::kPack;
-  const unsigned lanes = kRows || blockDim.x > kLanes ? kLanes : blockDim.x;
-  const unsigned lane = (kRows ? threadIdx.y : threadIdx.x) % lanes;
+  const unsigned lanes = S::kRows || blockDim.x > kLanes ? kLanes : blockDim.x;
+  const unsigned lane = (S::kRows ? threadIdx.y : threadIdx.x) % lanes;
   std::uint64_t bytes = 0;
 #pragma unroll
   for (int i = 0; i < S::kPacks; ++i)
     bytes |= std::uint64_t{passed >> (i * S::kPack) & S::kWhole} << (8 * i + static_cast<int>(lane) * S::kPack);
   for (unsigned other = 1; other < lanes; other *= 2) bytes |= shuffle_xor(bytes, static_cast<int>(other));
   if (lane != 0) return;
-  Packs<T, kRows> packs(range);
+  Packs<T, kAccess> packs(range);
 #pragma unroll
   for (int i = 0; i < S::kPacks; ++i, packs.next())
     if (packs.mask() != 0)
-      *mask.at<kRows>(packs.place(0), range.extents.s.by()).byte = static_cast<std::uint8_t>(bytes >> (8 * i));
+      *mask.at<S::kRows>(packs.place(0), range.extents.s.by()).byte = static_cast<std::uint8_t>(bytes >> (8 * i));
 }
 
-template <class T, bool kRows>
+template <class T, Access kAccess>
 __device__ __forceinline__ unsigned masked_bits(const Mask& mask, const Range& range) {
-  using S = Shape<T, kRows>;
+  using S = Shape<T, kAccess>;
   unsigned passed = 0;
-  Packs<T, kRows> packs(range);
+  Packs<T, kAccess> packs(range);
 #pragma unroll
   for (int i = 0; i < S::kPacks; ++i, packs.next())
-    for_each_part(packs, packs.mask(), [&](unsigned part) {
+    for_each_part(packs, packs.mask(), false, [&](unsigned part) {
       const int first = lowest_bit(part);
-      const Mask::Bit from = mask.at<kRows>(packs.place(first), range.extents.s.by());
+      const Mask::Bit from = mask.at<S::kRows>(packs.place(first), range.extents.s.by());
       unsigned bits = *from.byte;
-      if (kRows && from.number + S::kPack > 8) bits |= static_cast<unsigned>(from.byte[1]) << 8;
+      if (S::kRows && from.number + S::kPack > 8) bits |= static_cast<unsigned>(from.byte[1]) << 8;
       passed |= (bits >> from.number << first & part) << (i * S::kPack);
     });
   return passed;
 }
 
 // The bits that forward's z had.
-template <class A, class T, bool kRows, class RowOf>
-__device__ __forceinline__ unsigned recomputed_bits(const Range& range, const Rows<A>& rows, const Chunk<T, kRows>& x,
+template <class A, class T, Access kAccess, class RowOf>
+__device__ __forceinline__ unsigned recomputed_bits(const Range& range, const Rows<A>& rows, const Chunk<T, kAccess>& x,
                                                     const RowOf& row_of) {
-  using S = Shape<T, kRows>;
-  Normalized<A, T, kRows, RowOf> normalized(range, rows, row_of);
+  using S = Shape<T, kAccess>;
+  Normalized<A, T, kAccess, RowOf> normalized(range.extents, range.c, rows, row_of);
   unsigned passed = 0;
-  Packs<T, kRows> packs(range);
+  Packs<T, kAccess> packs(range);
 #pragma unroll
   for (int i = 0; i < S::kPacks; ++i, packs.next())
     by_samples(
-        packs, x.present >> (i * S::kPack) & S::kWhole, [&](std::int64_t sample) { normalized.enter(sample); },
+        packs, x.mask(i), normalized.alike(), [&](std::int64_t sample) { normalized.enter(sample); },
         [&](int j) {
           const int at = i * S::kPack + j;
-          if (!stops(normalized.z(to_arithmetic(x.held[at]), kRows ? 0 : j))) passed |= 1U << at;
+          if (!stops(normalized.z(to_arithmetic(x.held[at]), S::channel(j)))) passed |= 1U << at;
         });
   return passed;
 }
@@ -147,13 +149,14 @@ struct Gate {
   }
 };
 
-template <class A, class T, bool kRows, bool kFused, class RowOf>
+template <class A, class T, Access kAccess, bool kFused, class RowOf>
 __device__ __forceinline__ Gate<A, kFused> gate_of(const BackwardFusion& fusion, const Range& range,
-                                                   const Rows<A>& rows, const Chunk<T, kRows>& x, const RowOf& row_of) {
+                                                   const Rows<A>& rows, const Chunk<T, kAccess>& x,
+                                                   const RowOf& row_of) {
   if constexpr (!kFused) return {};
   // A mask should have been written, which only the device knows. If it was not, gradients are NaN.
   if (fusion.mask.first != nullptr && !rows.masked) return {{NAN, true}, 0};
-  if (fusion.mask.first != nullptr) return {fusion.activation, masked_bits<T, kRows>(fusion.mask, range)};
+  if (fusion.mask.first != nullptr) return {fusion.activation, masked_bits<T, kAccess>(fusion.mask, range)};
   if (fusion.recomputes) return {fusion.activation, recomputed_bits<A>(range, rows, x, row_of)};
   return {fusion.activation, ~0U};
 }

@@ -22,6 +22,7 @@ struct BackwardApplyArgs {
   RowSource<A> source;
   const A* k1 = nullptr;  // [rows][c]
   const A* k2 = nullptr;
+  std::int64_t stretch = 1;  // chunks that a block takes at a time
 };
 
 // What dx needs of a row.
@@ -33,81 +34,99 @@ struct ApplyRow {
   bool through;  // the statistics, which are those of the batch
 };
 
-// Writes a chunk of dx. row_of(row, k) is what a channel's row has, asked for where it changes.
-template <class A, class T, bool kRows, bool kWeighted, bool kFused, class RowOf>
-__device__ __forceinline__ void apply_chunk(const Operand& dx, const Range& range, const Rows<A>& rows,
-                                            const Chunk<T, kRows>& x, const Chunk<T, kRows>& dy,
-                                            const Gate<A, kFused>& gate, [[maybe_unused]] const float* weight,
-                                            const RowOf& row_of) {
-  using S = Shape<T, kRows>;
-  std::int64_t row = -1, affine = -1;
+// dx of a thread's elements, chunk after chunk. row_of(row, k) is what a channel's row has, asked for where it changes.
+template <class A, class T, Access kAccess, class RowOf>
+class Gradient {
+  using S = Shape<T, kAccess>;
+
+ public:
+  __device__ __forceinline__ Gradient(const Extents& extents, std::int64_t c, const Rows<A>& rows, const RowOf& row_of)
+      : extents_(extents), c_(c), rows_(rows), row_of_(row_of), place_(rows) {
+    if (place_.alike()) enter(0);
+  }
+
+  __device__ __forceinline__ bool alike() const { return place_.alike(); }
+
+  template <bool kWeighted, bool kFused>
+  __device__ __forceinline__ void put(const Operand& dx, const Range& range, const Chunk<T, kAccess>& x,
+                                      const Chunk<T, kAccess>& dy, const Gate<A, kFused>& gate, bool alike,
+                                      [[maybe_unused]] const float* weight) {
+    write_chunk<T, kAccess>(
+        dx, range, alike, [&](std::int64_t sample) { enter(sample); },
+        [&](int i, int k) {
+          if (!is_narrow(kAccess) && !x.has(i)) return to_storage<T>(A(0));
+          const A gradient = of_[k].a * gate.gradient(i, to_arithmetic(dy.held[i]));
+          if (!of_[k].through) return to_storage<T>(gradient);
+          const A xhat = (to_arithmetic(x.held[i]) - of_[k].hi) * of_[k].invstd;
+          if constexpr (kWeighted) {
+            const auto w = static_cast<A>(weight[S::weight(i / S::kPack, i % S::kPack)]);
+            return to_storage<T>((gradient - w * of_[k].k1) - xhat * (w * of_[k].k2));
+          } else {
+            return to_storage<T>((gradient - of_[k].k1) - xhat * of_[k].k2);
+          }
+        });
+  }
+
+ private:
+  __device__ __forceinline__ void enter(std::int64_t sample) {
+    if (!place_.enter(sample)) return;
+    for_each_channel<T, kAccess>(extents_, c_, [&](int k) {
+      const ApplyRow<A> r = row_of_(place_.row(), k);
+      const auto scale = static_cast<A>(rows_.scale.get(place_.affine() * extents_.c + c_ + k, 1));
+      of_[k] = {r.statistics.hi, r.statistics.invstd, gain<A>(scale, r.statistics.invstd), r.k1, r.k2, r.through};
+    });
+  }
+
+  const Extents& extents_;
+  std::int64_t c_;
+  const Rows<A>& rows_;
+  RowOf row_of_;
+  Place<A> place_;
   struct Coefficients {
     A hi, invstd, a, k1, k2;
     bool through;
-  } of[S::kChannels]{};
-  write_chunk<T, kRows>(
-      dx, range,
-      [&](std::int64_t sample) {
-        const std::int64_t its_row = rows.map.of(sample), its_affine = rows.affine.of(sample);
-        if ((its_row == row && its_affine == affine) || its_row < 0 || its_affine < 0) return;
-        row = its_row;
-        affine = its_affine;
-        for_each_channel<T, kRows>(range.extents, range.c, [&](int k) {
-          const ApplyRow<A> r = row_of(row, k);
-          const auto scale = static_cast<A>(rows.scale.get(affine * range.extents.c + range.c + k, 1));
-          of[k] = {r.statistics.hi, r.statistics.invstd, gain<A>(scale, r.statistics.invstd), r.k1, r.k2, r.through};
-        });
-      },
-      [&](int i, int k) {
-        if (!x.has(i)) return to_storage<T>(A(0));
-        const A gradient = of[k].a * gate.gradient(i, to_arithmetic(dy.held[i]));
-        if (!of[k].through) return to_storage<T>(gradient);
-        const A xhat = (to_arithmetic(x.held[i]) - of[k].hi) * of[k].invstd;
-        if constexpr (kWeighted) {
-          const auto w = static_cast<A>(weight[S::weight(i / S::kPack, i % S::kPack)]);
-          return to_storage<T>((gradient - w * of[k].k1) - xhat * (w * of[k].k2));
-        } else {
-          return to_storage<T>((gradient - of[k].k1) - xhat * of[k].k2);
-        }
+  } of_[S::kChannels]{};
+};
+
+// The gradient of z, which the residual takes over.
+template <class A, class T, Access kAccess>
+__device__ __forceinline__ void put_dresidual(const Operand& dresidual, const Range& range, const Chunk<T, kAccess>& x,
+                                              const Chunk<T, kAccess>& dy, const Gate<A, true>& gate) {
+  write_chunk<T, kAccess>(
+      dresidual, range, true, [](std::int64_t) {},
+      [&](int i, int) {
+        return to_storage<T>(is_narrow(kAccess) || x.has(i) ? gate.gradient(i, to_arithmetic(dy.held[i])) : A(0));
       });
 }
 
-// The gradient of z, which the residual takes over.
-template <class A, class T, bool kRows>
-__device__ __forceinline__ void put_dresidual(const Operand& dresidual, const Range& range, const Chunk<T, kRows>& x,
-                                              const Chunk<T, kRows>& dy, const Gate<A, true>& gate) {
-  write_chunk<T, kRows>(
-      dresidual, range, [](std::int64_t) {},
-      [&](int i, int) { return to_storage<T>(x.has(i) ? gate.gradient(i, to_arithmetic(dy.held[i])) : A(0)); });
-}
-
-template <class T, bool kRows, bool kWeighted, bool kFused>
-__global__ void __launch_bounds__(kThreads, 1)
+template <class T, Access kAccess, bool kWeighted, bool kFused>
+__global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFused ? 3 : 2, 6))
     backward_apply_kernel(const __grid_constant__ BackwardApplyArgs<Arithmetic<T>> args) {
+  wait_for_earlier_launches();
   using A = Arithmetic<T>;
-  const std::int64_t c = first_channel<T, kRows>(blockIdx.x);
+  const std::int64_t c = first_channel<T, kAccess>(blockIdx.x);
   const Rows<A> rows = args.source.get();
-  const Groups all{POPNORM_WHOLE, Divisor(), 1, args.extents.n};
-  const std::int64_t positions = args.extents.n * args.extents.s.by();
-  const std::int64_t step = Shape<T, kRows>::positions(static_cast<int>(blockDim.y));
-  for (std::int64_t at = blockIdx.y * step; at < positions; at += gridDim.y * step) {
-    const Range range{args.extents, all, 0, at, at + step < positions ? at + step : positions, c};
-    Chunk<T, kRows> x, dy;
-    float weight[kWeighted ? Shape<T, kRows>::kWeights : 1];
-    x.load(args.x, range, true);
-    dy.load(args.dy, range, true);
-    if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, weight);
-    const Gate<A, kFused> gate = gate_of<A, T, kRows, kFused>(
-        args.fusion, range, rows, x, [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); });
-    if constexpr (kFused)
-      if (args.dresidual.first != nullptr) put_dresidual(args.dresidual, range, x, dy, gate);
-    if (kFused && args.dx.first == nullptr) continue;
-    apply_chunk<A, T, kRows, kWeighted>(args.dx, range, rows, x, dy, gate, weight, [&](std::int64_t row, int k) {
-      const std::int64_t i = row * args.extents.c + c + k;
-      const bool through = rows.of.weight[i] > 0;
-      return ApplyRow<A>{rows.row(i), through ? args.k1[i] : A(0), through ? args.k2[i] : A(0), through};
+  const auto statistics_of = [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); };
+  const auto row_of = [&](std::int64_t row, int k) {
+    const std::int64_t i = row * args.extents.c + c + k;
+    const bool through = rows.of.weight[i] > 0;
+    return ApplyRow<A>{rows.row(i), through ? args.k1[i] : A(0), through ? args.k2[i] : A(0), through};
+  };
+  Gradient<A, T, kAccess, decltype(row_of)> gradient(args.extents, c, rows, row_of);
+  with_alike<kAccess>(gradient.alike(), [&](auto alike) {
+    for_each_chunk_from_end<T, kAccess>(args.extents, args.stretch, c, [&](const Range& range) {
+      Chunk<T, kAccess> x, dy;
+      float weight[kWeighted ? Shape<T, kAccess>::kWeights : 1];
+      x.load(args.x, range, true);
+      dy.load(args.dy, range, true);
+      if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, weight);
+      const Gate<A, kFused> gate = gate_of<A, T, kAccess, kFused>(args.fusion, range, rows, x, statistics_of);
+      if constexpr (kFused)
+        if (args.dresidual.first != nullptr) put_dresidual(args.dresidual, range, x, dy, gate);
+      if (kFused && args.dx.first == nullptr) return;
+      gradient.template put<kWeighted>(args.dx, range, x, dy, gate, alike, weight);
     });
-  }
+  });
 }
 
 }  // namespace popnorm::cuda

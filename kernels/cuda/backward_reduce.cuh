@@ -38,79 +38,117 @@ struct BackwardReduceArgs {
   double* dy_xhat_of_tile = nullptr;  // [tiles][c]
 };
 
-// The sums of a chunk, added to the thread's own. row_of(sample, k) is the row of statistics of a channel, asked for where it
-// changes.
-template <class A, class T, bool kRows, bool kFused, class RowOf>
-__device__ __forceinline__ void add_chunk_sums(const Range& range, const Rows<A>& rows, bool scaled,
-                                               const Chunk<T, kRows>& x, const Chunk<T, kRows>& dy,
-                                               const Gate<A, kFused>& gate, const RowOf& row_of,
-                                               TwoSums (&sums)[Shape<T, kRows>::kChannels]) {
-  using S = Shape<T, kRows>;
-  std::int64_t row = -1, affine = -1;
+// The sums of a thread's elements, chunk after chunk: at most four of a channel in A, then in double. row_of(row, k) is the row of
+// statistics of a channel, asked for where it changes.
+template <class A, class T, Access kAccess, class RowOf>
+class Products {
+  using S = Shape<T, kAccess>;
+
+ public:
+  // `first` is one of the samples, which may all be of one row.
+  __device__ __forceinline__ Products(const Extents& extents, std::int64_t c, const Rows<A>& rows, std::int64_t first,
+                                      bool of_one_row, bool scaled, const RowOf& row_of)
+      : extents_(extents), c_(c), rows_(rows), scaled_(scaled), row_of_(row_of), place_(rows, of_one_row) {
+    if (place_.alike()) enter(first);
+  }
+
+  __device__ __forceinline__ bool alike() const { return place_.alike(); }
+
+  template <bool kFused>
+  __device__ __forceinline__ void add(const Range& range, const Chunk<T, kAccess>& x, const Chunk<T, kAccess>& dy,
+                                      const Gate<A, kFused>& gate, bool alike, TwoSums (&sums)[S::kChannels]) {
+    constexpr int kRun = 4;
+    constexpr int kRuns = S::kRows && S::kPack > kRun ? S::kPack / kRun : 1;  // of a pack
+    constexpr int kPacksOfRun = S::kRows ? 1 : kRun;
+    A sum[kRuns][S::kChannels]{}, products[kRuns][S::kChannels]{};
+    Packs<T, kAccess> packs(range);
+#pragma unroll
+    for (int i = 0; i < S::kPacks; ++i, packs.next()) {
+      by_samples(
+          packs, x.mask(i), alike, [&](std::int64_t sample) { enter(sample); },
+          [&](int j) {
+            const int at = i * S::kPack + j, k = S::channel(j), run = kRuns > 1 ? j / kRun : 0;
+            const A xhat = (to_arithmetic(x.held[at]) - of_[k].hi) * of_[k].invstd - of_[k].shift;
+            const A dz = gate.gradient(at, to_arithmetic(dy.held[at]));
+            const A g = !alike && scaled_ ? dz * of_[k].scale : dz;  // alike, there is one affine slot
+            sum[run][k] += g;
+            products[run][k] = multiply_add(g, xhat, products[run][k]);
+          });
+      if ((i + 1) % kPacksOfRun != 0) continue;
+#pragma unroll
+      for (int run = 0; run < kRuns; ++run)
+#pragma unroll
+        for (int k = 0; k < S::kChannels; ++k) {
+          sums[k] = Add()(sums[k], {static_cast<double>(sum[run][k]), static_cast<double>(products[run][k])});
+          sum[run][k] = products[run][k] = 0;
+        }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void enter(std::int64_t sample) {
+    if (!place_.enter(sample)) return;
+    for_each_channel<T, kAccess>(extents_, c_, [&](int k) {
+      const StatisticsRow<A> r = row_of_(place_.row(), k);
+      const std::int64_t scale = place_.affine() * extents_.c + c_ + k;
+      of_[k] = {r.hi, r.invstd, r.lo * r.invstd, scaled_ ? static_cast<A>(rows_.scale.get(scale, 1)) : A(1)};
+    });
+  }
+
+  const Extents& extents_;
+  std::int64_t c_;
+  const Rows<A>& rows_;
+  bool scaled_;
+  RowOf row_of_;
+  Place<A> place_;
   struct Coefficients {
     A hi, invstd, shift, scale;
-  } of[S::kChannels]{};
-  const auto enter = [&](std::int64_t sample) {
-    const std::int64_t its_row = rows.map.of(sample), its_affine = scaled ? rows.affine.of(sample) : 0;
-    if (its_row == row && its_affine == affine) return;
-    row = its_row;
-    affine = its_affine;
-    for_each_channel<T, kRows>(range.extents, range.c, [&](int k) {
-      const StatisticsRow<A> r = row_of(row, k);
-      const std::int64_t scale = affine * range.extents.c + range.c + k;
-      of[k] = {r.hi, r.invstd, r.lo * r.invstd, scaled ? static_cast<A>(rows.scale.get(scale, 1)) : A(1)};
-    });
-  };
-  Packs<T, kRows> packs(range);
-#pragma unroll
-  for (int i = 0; i < S::kPacks; ++i, packs.next()) {
-    // At most four of a channel in A, then in double.
-    constexpr int kRuns = kRows && S::kPack > 4 ? S::kPack / 4 : 1;
-    A sum[kRuns][S::kChannels]{}, products[kRuns][S::kChannels]{};
-    by_samples(packs, x.present >> (i * S::kPack) & S::kWhole, enter, [&](int j) {
-      const int at = i * S::kPack + j, k = kRows ? 0 : j, run = kRuns > 1 ? j / 4 : 0;
-      const A xhat = (to_arithmetic(x.held[at]) - of[k].hi) * of[k].invstd - of[k].shift;
-      const A dz = gate.gradient(at, to_arithmetic(dy.held[at]));
-      const A g = scaled ? dz * of[k].scale : dz;
-      sum[run][k] += g;
-      products[run][k] += g * xhat;
-    });
-#pragma unroll
-    for (int run = 0; run < kRuns; ++run)
-#pragma unroll
-      for (int k = 0; k < S::kChannels; ++k)
-        sums[k] = Add()(sums[k], {static_cast<double>(sum[run][k]), static_cast<double>(products[run][k])});
-  }
-}
+  } of_[S::kChannels]{};
+};
 
 // The sums of a tile of a class, of which all threads get theirs; `keep` gets every pair of chunks.
-template <class A, class T, bool kRows, bool kWeighted, bool kFused, class RowOf, class Keep>
+template <class A, class T, Access kAccess, bool kWeighted, bool kFused, class RowOf, class Keep>
 __device__ __forceinline__ void tile_sums(const BackwardReduceArgs<A>& args, const Rows<A>& rows, const Groups& classed,
                                           const Tile& tile, std::int64_t c, const RowOf& row_of, void* shared,
-                                          TwoSums (&sums)[Shape<T, kRows>::kChannels], Keep&& keep) {
-  using S = Shape<T, kRows>;
+                                          TwoSums (&sums)[Shape<T, kAccess>::kChannels], Keep&& keep) {
+  using S = Shape<T, kAccess>;
 #pragma unroll
   for (int k = 0; k < S::kChannels; ++k) sums[k] = {0, 0};
+  const Members members = classed.members(tile.group);
+  // Samples of one row are alike, unless a label can make the first of them absent.
+  const bool of_one_row = args.classes == Classes::rows && !args.scaled && rows.affine.kind != POPNORM_LABELS;
   const std::int64_t step = S::positions(static_cast<int>(blockDim.y));
-  for (std::int64_t at = tile.begin; at < tile.end; at += step) {
-    const Range range{args.extents, classed, tile.group, at, at + step < tile.end ? at + step : tile.end, c};
-    Chunk<T, kRows> x, dy;
-    x.load(args.x, range, keep.has_room());
-    dy.load(args.dy, range, keep.has_room());
-    keep(x, dy);
-    if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, nullptr);
-    const Gate<A, kFused> gate = gate_of<A, T, kRows, kFused>(args.fusion, range, rows, x, row_of);
-    add_chunk_sums(range, rows, args.scaled, x, dy, gate, row_of, sums);
-  }
+  using Own = Products<A, T, kAccess, RowOf>;
+  const std::int64_t first = members.at(std::int64_t{0});
+  Own products(args.extents, c, rows, first, of_one_row, args.scaled, row_of);
+  with_alike<kAccess>(products.alike(), [&](auto alike) {
+#pragma unroll 1
+    for (std::int64_t at = tile.begin; at < tile.end; at += step) {
+      const Range range{args.extents, members, at, at + step < tile.end ? at + step : tile.end, c};
+      Chunk<T, kAccess> x, dy;
+      x.load(args.x, range, keep.has_room());
+      dy.load(args.dy, range, keep.has_room());
+      keep(x, dy);
+      if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, nullptr);
+      const Gate<A, kFused> gate = gate_of<A, T, kAccess, kFused>(args.fusion, range, rows, x, row_of);
+      // Coefficients that live from chunk to chunk would leave wide access too few registers for those of a recomputed sign.
+      if constexpr (is_narrow(kAccess))
+        products.add(range, x, dy, gate, alike, sums);
+      else
+        Own(args.extents, c, rows, first, of_one_row, args.scaled, row_of)
+            .add(range, x, dy, gate, S::kRows && alike, sums);
+    }
+  });
   block_reduce(sums, Columns(static_cast<int>(blockDim.x)), shared, Add());
 }
 
-template <class T, bool kRows, bool kWeighted, bool kFused>
-__global__ void __launch_bounds__(kThreads, 1)
+template <class T, Access kAccess, bool kWeighted, bool kFused>
+__global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFused ? 3 : 2, 9))
     backward_reduce_kernel(const __grid_constant__ BackwardReduceArgs<Arithmetic<T>> args) {
+  wait_for_earlier_launches();
   using A = Arithmetic<T>;
   void* const shared = shared_memory<std::byte>();
-  const std::int64_t c = first_channel<T, kRows>(blockIdx.x);
+  const std::int64_t c = first_channel<T, kAccess>(blockIdx.x);
   const Rows<A> rows = args.source.get();
   if (args.for_dx_alone && rows.given) return;
   const Groups classed = rows.of_class(args.classes);
@@ -118,17 +156,30 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (std::int64_t number = blockIdx.y; number < tiles.count; number += gridDim.y) {
     const Tile tile = Tile::numbered(classed, tiles, args.extents.s.by(), number);
     if (tile.begin >= tile.end) continue;
-    TwoSums sums[Shape<T, kRows>::kChannels];
-    tile_sums<A, T, kRows, kWeighted, kFused>(
+    TwoSums sums[Shape<T, kAccess>::kChannels];
+    tile_sums<A, T, kAccess, kWeighted, kFused>(
         args, rows, classed, tile, c, [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); },
         shared, sums, KeepNothing());
     if (threadIdx.y != 0) continue;
-    for_each_channel<T, kRows>(args.extents, c, [&](int k) {
+    for_each_channel<T, kAccess>(args.extents, c, [&](int k) {
       args.dy_of_tile[number * args.extents.c + c + k] = sums[k].first;
       args.dy_xhat_of_tile[number * args.extents.c + c + k] = sums[k].second;
     });
   }
 }
+
+// Gradients of scale and shift, where they are wanted.
+struct AffineGradients {
+  Results dscale;
+  Results dshift;
+  bool accumulate = false;
+
+  POPNORM_INLINE bool any() const { return dscale.first != nullptr || dshift.first != nullptr; }
+  POPNORM_INLINE void put(std::int64_t i, const TwoSums& sums) const {
+    if (dshift.first != nullptr) dshift.put(i, accumulate ? dshift.get(i) + sums.first : sums.first);
+    if (dscale.first != nullptr) dscale.put(i, accumulate ? dscale.get(i) + sums.second : sums.second);
+  }
+};
 
 // Classes from their tiles; per row the coefficients of dx; per affine slot the gradients of scale and shift.
 template <class A>
@@ -146,6 +197,7 @@ struct FoldSumsArgs {
   bool scaled = false;  // the sums are those of scale*dy
   A* k1 = nullptr;      // [rows][c]: coefficients of dx (kernels/affine.hpp); or null
   A* k2 = nullptr;
+  AffineGradients affine;  // of the one class there is
 };
 
 // The coefficients of a row that are not in the reserve.
@@ -168,17 +220,18 @@ __device__ __forceinline__ GradientRow<A> gradient_of(const FoldSumsArgs<A>& arg
 template <class A>
 __device__ __forceinline__ TwoSums merged_sums(const FoldSumsArgs<A>& args, const Groups& classed, const Tiles& tiles,
                                                std::int64_t of, std::int64_t c, const Columns& columns, void* shared) {
-  TwoSums all{0, 0};
-  for_each_tile(classed, tiles, args.extents.s.by(), of, columns, [&](std::int64_t tile) {
-    if (c >= args.extents.c) return;
+  const bool there = c < args.extents.c;
+  const auto get = [&](std::int64_t tile) {
     const std::int64_t at = tile * args.extents.c + c;
-    all = Add()(all, {args.dy_of_tile[at], args.dy_xhat_of_tile[at]});
-  });
+    return there ? TwoSums{args.dy_of_tile[at], args.dy_xhat_of_tile[at]} : TwoSums{0, 0};
+  };
+  const TwoSums all = merged_tiles(classed, tiles, args.extents.s.by(), of, columns, TwoSums{0, 0}, get, Add());
   return block_reduce(all, columns, shared, Add());
 }
 
 template <class A>
 __global__ void __launch_bounds__(kThreads, 1) fold_sums_kernel(const __grid_constant__ FoldSumsArgs<A> args) {
+  wait_for_earlier_launches();
   void* const shared = shared_memory<std::byte>();
   const Columns columns(args.columns);
   const std::int64_t c = std::int64_t{blockIdx.x} * args.columns + columns.of_x();
@@ -197,6 +250,7 @@ __global__ void __launch_bounds__(kThreads, 1) fold_sums_kernel(const __grid_con
       // Without sums: statistics should have been given, which only the device knows. If they were not, dx is NaN.
       all = args.dy_of_class != nullptr ? TwoSums{args.dy_of_class[i], args.dy_xhat_of_class[i]} : TwoSums{NAN, NAN};
     }
+    args.affine.put(i, all);
     if (args.k1 == nullptr) continue;
     const GradientRow<A> k = gradient_of(args, rows, i, c, all);
     args.k1[i] = k.k1;
@@ -204,20 +258,20 @@ __global__ void __launch_bounds__(kThreads, 1) fold_sums_kernel(const __grid_con
   }
 }
 
-// dscale and dshift from the sums of their classes; where there is one affine slot, of all rows.
+// dscale and dshift from the sums of their classes; where there is one affine slot, of all rows. (Those of one row are put where it
+// is folded.)
 template <class A>
 struct DeliverArgs {
   RowSource<A> source;
   Classes classes = Classes::rows;
   const double* dy_of_class = nullptr;
   const double* dy_xhat_of_class = nullptr;
-  Results dscale;
-  Results dshift;
-  bool accumulate = false;
+  AffineGradients affine;
 };
 
 template <class A>
 __global__ void __launch_bounds__(kThreads, 1) deliver_kernel(const __grid_constant__ DeliverArgs<A> args) {
+  wait_for_earlier_launches();
   const std::int64_t c = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const std::int64_t width = args.source.c;
   if (c >= width) return;
@@ -227,10 +281,7 @@ __global__ void __launch_bounds__(kThreads, 1) deliver_kernel(const __grid_const
     TwoSums all{0, 0};
     for (std::int64_t of = merges ? 0 : slot; of < (merges ? rows.map.count : slot + 1); ++of)
       all = {all.first + args.dy_of_class[of * width + c], all.second + args.dy_xhat_of_class[of * width + c]};
-    const std::int64_t i = slot * width + c;
-    if (args.dshift.first != nullptr) args.dshift.put(i, args.accumulate ? args.dshift.get(i) + all.first : all.first);
-    if (args.dscale.first != nullptr)
-      args.dscale.put(i, args.accumulate ? args.dscale.get(i) + all.second : all.second);
+    args.affine.put(slot * width + c, all);
   }
 }
 
@@ -246,6 +297,7 @@ struct SavedArgs {
 
 template <class A>
 __global__ void __launch_bounds__(kThreads, 1) saved_kernel(const __grid_constant__ SavedArgs<A> args) {
+  wait_for_earlier_launches();
   const std::int64_t c = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (c >= args.c) return;
   const double mean = args.mean.get(c, 0);

@@ -1,7 +1,7 @@
-// What a block holds of a tensor at a time: a chunk, kHeld elements per thread in packs of 16 bytes. A pack is as many neighbours:
-// positions of a channel in the rows form, channels of a position in the columns form. Which thread holds which element depends
-// on form and type alone; whether it comes by one access or by several, because it is misaligned, short or straddles two samples,
-// changes no bit.
+// What a block holds of a tensor at a time: a chunk, 64 bytes per thread in packs of 16. A pack is as many neighbours: positions of
+// a channel in the rows form, channels of a position in the columns form. Which thread holds which element depends on form and
+// type alone; whether it comes by one access or by several, because it is misaligned, short or straddles two samples, changes no
+// bit.
 #ifndef POPNORM_KERNELS_CUDA_CHUNK_CUH
 #define POPNORM_KERNELS_CUDA_CHUNK_CUH
 
@@ -14,8 +14,19 @@
 
 namespace popnorm::cuda {
 
-// Elements that a thread holds.
-inline constexpr int kHeld = 16;
+// How kernels reach tensors. Even: every pack is whole, of one sample, aligned, and either there or not, so that nothing of that is
+// asked per element. Loose: element by element. Both count in 32 bits (gpu/shape.hpp says when), the others in 64.
+enum class Access { rows, columns, even_rows, even_columns, loose_rows };
+POPNORM_INLINE constexpr bool in_rows(Access access) {
+  return access == Access::rows || access == Access::even_rows || access == Access::loose_rows;
+}
+POPNORM_INLINE constexpr bool is_even(Access access) {
+  return access == Access::even_rows || access == Access::even_columns;
+}
+POPNORM_INLINE constexpr bool is_narrow(Access access) { return is_even(access) || access == Access::loose_rows; }
+
+// Elements of so many bytes that a thread holds.
+POPNORM_INLINE constexpr int held_of(std::size_t element) { return static_cast<int>(64 / element); }
 
 // To what an element is computed in, and back.
 template <class T>
@@ -29,12 +40,16 @@ template <class T>
 __device__ __forceinline__ T to_storage(Arithmetic<T> value) {
   if constexpr (std::is_same_v<T, F16>)
     return narrow_f16(value);
+  else if constexpr (std::is_same_v<T, Bf16>)
+    return narrow_bf16(value);
   else
     return narrow<T>(value);
 }
 
-template <class T, bool kRows>
+template <class T, Access kAccess>
 struct Shape {
+  static constexpr bool kRows = in_rows(kAccess);
+  static constexpr int kHeld = held_of(sizeof(T));
   static constexpr int kPack = 16 / sizeof(T);
   static constexpr int kPacks = kHeld / kPack;
   static constexpr int kChannels = kRows ? 1 : kPack;      // of a thread
@@ -42,8 +57,9 @@ struct Shape {
   static constexpr int kWeights = kRows ? kHeld : kPacks;  // weights are of positions
   static constexpr unsigned kWhole = (1U << kPack) - 1;    // a pack without absent elements
 
-  // The e-th element of a thread's k-th channel, and what weighs it.
+  // The e-th element of a thread's k-th channel, the channel of the j-th of a pack, and what weighs that.
   POPNORM_INLINE static constexpr int element(int e, int k) { return kRows ? e : e * kPack + k; }
+  POPNORM_INLINE static constexpr int channel(int j) { return kRows ? 0 : j; }
   POPNORM_INLINE static constexpr int weight(int i, int j) { return kRows ? i * kPack + j : i; }
   // Where a thread's i-th element is among the positions of a chunk.
   __device__ __forceinline__ static int position(int i) {
@@ -55,39 +71,39 @@ struct Shape {
 };
 
 // Channels of a thread that exist.
-template <class T, bool kRows, class Body>
+template <class T, Access kAccess, class Body>
 __device__ __forceinline__ void for_each_channel(const Extents& extents, std::int64_t c, const Body& body) {
 #pragma unroll
-  for (int k = 0; k < Shape<T, kRows>::kChannels; ++k)
+  for (int k = 0; k < Shape<T, kAccess>::kChannels; ++k)
     if (c + k < extents.c) body(k);
 }
 
 // The first channel of the running thread, its block being the `block`-th in channels.
-template <class T, bool kRows>
+template <class T, Access kAccess>
 __device__ __forceinline__ std::int64_t first_channel(std::int64_t block) {
-  return (block * blockDim.x + threadIdx.x) * Shape<T, kRows>::kChannels;
+  return (block * blockDim.x + threadIdx.x) * Shape<T, kAccess>::kChannels;
 }
 
 // Positions [begin, end) of a group, counted sample after sample, in the channels from c on.
 struct Range {
   const Extents& extents;
-  const Groups& groups;
-  std::int64_t group;
+  Members members;
   std::int64_t begin;
   std::int64_t end;
   std::int64_t c;  // the thread's first
 };
 
 // A thread's packs of a chunk one after the other.
-template <class T, bool kRows>
+template <class T, Access kAccess>
 class Packs {
-  using S = Shape<T, kRows>;
+  using S = Shape<T, kAccess>;
+  using Index = std::conditional_t<is_narrow(kAccess), std::uint32_t, std::int64_t>;
 
  public:
   __device__ __forceinline__ explicit Packs(const Range& range)
       : range_(range),
-        at_(range.begin + (kRows ? std::int64_t{threadIdx.y} * S::kPack : threadIdx.y)),
-        step_(kRows ? std::int64_t{kThreads} * S::kPack : blockDim.y),
+        at_(static_cast<Index>(range.begin) + static_cast<Index>(S::kRows ? threadIdx.y * S::kPack : threadIdx.y)),
+        step_(static_cast<Index>(S::kRows ? kThreads * S::kPack : blockDim.y)),
         walk_(at_, step_, range.extents.s) {}
 
   __device__ __forceinline__ void next() {
@@ -96,46 +112,73 @@ class Packs {
   }
   // Which elements of the pack there are.
   __device__ __forceinline__ unsigned mask() const {
-    const std::int64_t left = kRows ? range_.end - at_ : at_ < range_.end ? range_.extents.c - range_.c : 0;
-    return left >= S::kPack ? S::kWhole : left > 0 ? (1U << left) - 1 : 0;
+    if constexpr (is_even(kAccess)) {
+      return at_ < static_cast<Index>(range_.end) && (S::kRows || range_.c < range_.extents.c) ? S::kWhole : 0;
+    } else {
+      const auto end = static_cast<Index>(range_.end);
+      const std::int64_t left = at_ >= end ? 0 : S::kRows ? end - at_ : range_.extents.c - range_.c;
+      return left >= S::kPack ? S::kWhole : left > 0 ? (1U << left) - 1 : 0;
+    }
   }
   // Those of `left` that are of the same sample as its first.
   __device__ __forceinline__ unsigned of_one_sample(unsigned left) const {
-    if (!kRows) return left;
+    if (!S::kRows || is_even(kAccess)) return left;
     const int first = lowest_bit(left);
     const std::int64_t end = first + range_.extents.s.by() - place(first).position;
     return end < S::kPack ? left & ((1U << end) - 1) : left;
   }
   // The sample, position and channel of the pack's j-th.
   struct Place {
-    std::int64_t sample;
-    std::int64_t position;
+    Index sample;
+    Index position;
     std::int64_t channel;
   };
   __device__ __forceinline__ Place place(int j) const {
-    std::int64_t sample = walk_.sample(), position = walk_.position() + (kRows ? j : 0);
-    for (; kRows && position >= range_.extents.s.by(); position -= range_.extents.s.by()) ++sample;
-    return {range_.groups.member(range_.group, sample), position, range_.c + (kRows ? 0 : j)};
+    Index sample = walk_.sample(), position = walk_.position() + (S::kRows ? j : 0);
+    if constexpr (S::kRows && !is_even(kAccess))
+      if (position >= static_cast<Index>(range_.extents.s.by())) {
+        const Index beyond = range_.extents.s.quotient(position);
+        sample += beyond;
+        position -= beyond * static_cast<Index>(range_.extents.s.by());
+      }
+    return {range_.members.at(sample), position, range_.c + S::channel(j)};
+  }
+  // The pack's j-th in memory.
+  __device__ __forceinline__ T* of(const Operand& operand, int j) const {
+    const Place at = place(j);
+    if constexpr (is_even(kAccess))
+      return operand.at_pack<T>(operand.pack<T, S::kRows>(at.sample, at.channel, at.position));
+    else if constexpr (is_narrow(kAccess))
+      return operand.at_element<T>(at.sample, at.channel, at.position);
+    else
+      return operand.at<T>(at.sample, at.channel, at.position);
   }
 
  private:
   const Range& range_;
-  std::int64_t at_;
-  std::int64_t step_;
-  Walk walk_;
+  Index at_;
+  Index step_;
+  Walk<Index> walk_;
 };
 
-template <class T, bool kRows>
+template <class T, Access kAccess>
 struct Chunk {
-  using S = Shape<T, kRows>;
+  using S = Shape<T, kAccess>;
   struct alignas(16) Pack {
     T element[S::kPack];
   };
 
-  alignas(16) T held[kHeld];
-  unsigned present;  // a bit per element
+  alignas(16) T held[S::kHeld];
+  unsigned present;  // a bit per element, which those of an even pack share
 
-  __device__ __forceinline__ bool has(int i) const { return (present >> i & 1U) != 0; }
+  __device__ __forceinline__ bool has(int i) const {
+    return (present >> (is_even(kAccess) ? i / S::kPack * S::kPack : i) & 1U) != 0;
+  }
+  // What there is of the i-th pack.
+  __device__ __forceinline__ unsigned mask(int i) const {
+    if constexpr (is_even(kAccess)) return has(i * S::kPack) ? S::kWhole : 0;
+    return present >> (i * S::kPack) & S::kWhole;
+  }
 
   // To and from shared memory, of which each thread reads what it wrote: 16 bytes of each thread side by side.
   __device__ __forceinline__ void put(void* slot) const {
@@ -146,7 +189,7 @@ struct Chunk {
   }
   __device__ __forceinline__ void get(const void* slot, const Range& range) {
     present = 0;
-    Packs<T, kRows> packs(range);
+    Packs<T, kAccess> packs(range);
 #pragma unroll
     for (int i = 0; i < S::kPacks; ++i, packs.next()) {
       present |= packs.mask() << (i * S::kPack);
@@ -157,29 +200,36 @@ struct Chunk {
 
   __device__ __forceinline__ void load(const Operand& from, const Range& range, bool last) {
     present = 0;
-    Packs<T, kRows> packs(range);
+    Packs<T, kAccess> packs(range);
 #pragma unroll
     for (int i = 0; i < S::kPacks; ++i, packs.next()) {
       const unsigned mask = packs.mask();
       present |= mask << (i * S::kPack);
-      if (from.packs && mask == S::kWhole) {
-        const auto at = packs.place(0);
-        load_16(held + i * S::kPack, from.at<T>(at.sample, at.channel, at.position), last);
-        continue;
-      }
+      // Absent ones come from where something is: no branch between loads.
+      const T* const anywhere = static_cast<const T*>(from.first);
+      if constexpr (is_even(kAccess)) {
+        load_16(held + i * S::kPack, mask != 0 ? packs.of(from, 0) : anywhere, last);
+      } else if constexpr (is_narrow(kAccess)) {
 #pragma unroll
-      for (int j = 0; j < S::kPack; ++j) {
-        held[i * S::kPack + j] = T{};
-        if ((mask >> j & 1U) == 0) continue;
-        const auto at = packs.place(j);
-        held[i * S::kPack + j] = *from.at<T>(at.sample, at.channel, at.position);
+        for (int j = 0; j < S::kPack; ++j)
+          held[i * S::kPack + j] = *((mask >> j & 1U) != 0 ? packs.of(from, j) : anywhere);
+      } else {
+        if (from.packs && mask == S::kWhole) {
+          load_16(held + i * S::kPack, packs.of(from, 0), last);
+          continue;
+        }
+#pragma unroll
+        for (int j = 0; j < S::kPack; ++j) {
+          held[i * S::kPack + j] = T{};
+          if ((mask >> j & 1U) != 0) held[i * S::kPack + j] = *packs.of(from, j);
+        }
       }
     }
   }
 
   // Takes out what is absent; weight[kWeights], if it is not null, is what the others count.
   __device__ __forceinline__ void weigh(const Presence& presence, const Range& range, float* weight) {
-    Packs<T, kRows> packs(range);
+    Packs<T, kAccess> packs(range);
 #pragma unroll
     for (int i = 0; i < S::kPacks; ++i, packs.next()) {
 #pragma unroll
@@ -191,23 +241,31 @@ struct Chunk {
           if (w == 0) present &= ~(1U << (i * S::kPack + j));
         }
         // Channels of a position weigh the same, but some may not exist.
-        if (weight != nullptr && (kRows || j == 0)) weight[S::weight(i, j)] = w;
+        if (weight != nullptr && (S::kRows || j == 0)) weight[S::weight(i, j)] = w;
       }
     }
   }
 };
 
-// Shared memory of a block: what reductions need; 24 bytes for each of up to 64 channels, moments of a tile and then, in double for 16
-// channels, what it knows of their rows; the chunks that it keeps.
+// Shared memory of a block: what reductions need; 24 bytes for each of up to 64 channels, in double for 16, that a kernel of one read
+// knows of their rows; a word; the chunks that it keeps.
 inline constexpr std::size_t kRowBytes = 64 * 24;
-inline constexpr std::size_t kChunksAt = kReduceBytes + kRowBytes;
-template <class T>
-inline constexpr std::size_t kChunkBytes = kThreads* kHeld * sizeof(T);
+inline constexpr std::size_t kFlagAt = kReduceBytes + kRowBytes;
+inline constexpr std::size_t kChunksAt = kFlagAt + 16;
+inline constexpr std::size_t kChunkBytes = kThreads * 64;
 
-// Blocks to a multiprocessor that leave a kernel of one read enough registers on every architecture. With two, one writes while the
-// other reads; not for the sums of several channels a thread, nor for two tensors, of which a residual is one.
-POPNORM_INLINE constexpr int resident_blocks(bool forward, bool rows, bool fused) {
-  return forward && rows && !fused ? 2 : 1;
+// Blocks to a multiprocessor that leave a kernel enough registers on every architecture, where it needs so many at most: chunks that a
+// thread holds, and numbers for each of its channels.
+POPNORM_INLINE constexpr int blocks_for(Access access, std::size_t element, int chunks, int per_channel) {
+  const int channels = in_rows(access) ? 1 : 16 / static_cast<int>(element);
+  const int registers = (is_even(access) ? 48 : 72) + 16 * chunks + per_channel * channels;
+  return !is_narrow(access) || element == sizeof(double) ? 1 : registers <= 80 ? 3 : registers <= 128 ? 2 : 1;
+}
+
+// The same of kernels of one read. With two, one writes while the other reads; not for the sums of several channels a thread, nor for
+// two tensors, of which a residual is one.
+POPNORM_INLINE constexpr int resident_blocks(bool forward, bool rows, bool fused, std::size_t element) {
+  return forward && rows && !fused && element > 2 ? 2 : 1;
 }
 
 // On the plain path no chunk is kept: what is needed again is read again.
@@ -217,49 +275,94 @@ struct KeepNothing {
   __device__ __forceinline__ void operator()(const Chunks&...) const {}
 };
 
-// Calls body(part) for the elements of a pack that are of one sample, until all of `mask` have been.
-template <class T, bool kRows, class Body>
-__device__ __forceinline__ void for_each_part(const Packs<T, kRows>& packs, unsigned mask, const Body& body) {
-  for (unsigned left = mask; left != 0;) {
-    const unsigned part = packs.of_one_sample(left);
-    body(part);
-    left &= ~part;
+// std::bool_constant, which kernels on a device cannot ask.
+template <bool kValue>
+struct Constant {
+  POPNORM_INLINE constexpr operator bool() const { return kValue; }
+};
+
+// Calls body(alike); of narrow access with a constant, so that loops ask nothing per pack.
+template <Access kAccess, class Body>
+__device__ __forceinline__ void with_alike(bool alike, const Body& body) {
+  if constexpr (!is_narrow(kAccess))
+    body(alike);
+  else if (alike)
+    body(Constant<true>());
+  else
+    body(Constant<false>());
+}
+
+// Calls body(part) for the elements of a pack that are of one sample, or of samples that are alike, until all of `mask` have been.
+template <class T, Access kAccess, class Body>
+__device__ __forceinline__ void for_each_part(const Packs<T, kAccess>& packs, unsigned mask, bool alike,
+                                              const Body& body) {
+  if (is_even(kAccess) || alike) {
+    if (mask != 0) body(mask);
+  } else {
+    for (unsigned left = mask; left != 0;) {
+      const unsigned part = packs.of_one_sample(left);
+      body(part);
+      left &= ~part;
+    }
   }
 }
 
-// Calls enter(sample) and then element(j) for those that are of that sample.
-template <class T, bool kRows, class Enter, class Element>
-__device__ __forceinline__ void by_samples(const Packs<T, kRows>& packs, unsigned mask, const Enter& enter,
-                                           const Element& element) {
-  for_each_part(packs, mask, [&](unsigned part) {
-    enter(packs.place(lowest_bit(part)).sample);
+// Calls enter(sample) and then element(j) for those that are of that sample; element(j) alone where all samples are alike.
+template <class T, Access kAccess, class Enter, class Element>
+__device__ __forceinline__ void by_samples(const Packs<T, kAccess>& packs, unsigned mask, bool alike,
+                                           const Enter& enter, const Element& element) {
+  for_each_part(packs, mask, alike, [&](unsigned part) {
+    if (!alike) enter(packs.place(is_even(kAccess) ? 0 : lowest_bit(part)).sample);
 #pragma unroll
-    for (int j = 0; j < Shape<T, kRows>::kPack; ++j)
-      if ((part >> j & 1U) != 0) element(j);
+    for (int j = 0; j < Shape<T, kAccess>::kPack; ++j)
+      if (is_even(kAccess) || (part >> j & 1U) != 0) element(j);
   });
 }
 
-// Writes a chunk: enter(sample) before elements of another sample, value(i, k) for the i-th element, of the thread's k-th channel.
-template <class T, bool kRows, class Enter, class Value>
-__device__ __forceinline__ void write_chunk(const Operand& to, const Range& range, const Enter& enter,
+// Calls body(range) for the running block's stretches of chunks of all samples, walked as one group; from the end, because what sums
+// were taken of last is still near.
+template <class T, Access kAccess, class Body>
+__device__ __forceinline__ void for_each_chunk_from_end(const Extents& extents, std::int64_t stretch, std::int64_t c,
+                                                        const Body& body) {
+  const std::int64_t positions = extents.n * extents.s.by();
+  const std::int64_t step = Shape<T, kAccess>::positions(static_cast<int>(blockDim.y));
+  const std::int64_t chunks = (positions + step - 1) / step;
+  for (std::int64_t last = chunks - 1 - blockIdx.y * stretch; last >= 0; last -= gridDim.y * stretch) {
+#pragma unroll 1
+    for (std::int64_t number = last; number >= 0 && number > last - stretch; --number) {
+      const std::int64_t at = number * step;
+      body(Range{extents, Members::all(), at, at + step < positions ? at + step : positions, c});
+    }
+  }
+}
+
+// Writes a chunk: enter(sample) before elements of another sample that is not `alike`, value(i, k) for the i-th element, of the
+// thread's k-th channel.
+template <class T, Access kAccess, class Enter, class Value>
+__device__ __forceinline__ void write_chunk(const Operand& to, const Range& range, bool alike, const Enter& enter,
                                             const Value& value) {
-  using S = Shape<T, kRows>;
-  Packs<T, kRows> packs(range);
+  using S = Shape<T, kAccess>;
+  Packs<T, kAccess> packs(range);
 #pragma unroll
   for (int i = 0; i < S::kPacks; ++i, packs.next()) {
     const unsigned mask = packs.mask();
     alignas(16) T pack[S::kPack];
-    by_samples(packs, mask, enter, [&](int j) { pack[j] = value(i * S::kPack + j, kRows ? 0 : j); });
-    if (to.packs && mask == S::kWhole) {
-      const auto at = packs.place(0);
-      store_16(to.at<T>(at.sample, at.channel, at.position), pack);
-      continue;
-    }
+    const auto put = [&](int j) { pack[j] = value(i * S::kPack + j, S::channel(j)); };
+    if (is_narrow(kAccess) && (is_even(kAccess) || alike)) {
+      // What is absent is computed too, and not written.
+      if (!alike && mask != 0) enter(packs.place(0).sample);
 #pragma unroll
-    for (int j = 0; j < S::kPack; ++j) {
-      if ((mask >> j & 1U) == 0) continue;
-      const auto at = packs.place(j);
-      *to.at<T>(at.sample, at.channel, at.position) = pack[j];
+      for (int j = 0; j < S::kPack; ++j) put(j);
+    } else {
+      by_samples(packs, mask, alike, enter, put);
+    }
+    if ((is_even(kAccess) || (!is_narrow(kAccess) && to.packs)) && mask == S::kWhole) {
+      store_16(packs.of(to, 0), pack);
+    } else if constexpr (!is_even(kAccess)) {
+#pragma unroll
+      for (int j = 0; j < S::kPack; ++j) {
+        if ((mask >> j & 1U) != 0) *packs.of(to, j) = pack[j];
+      }
     }
   }
 }

@@ -20,6 +20,7 @@ struct CombineArgs {
 
 template <class Unused>
 __global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant__ CombineArgs args) {
+  wait_for_earlier_launches();
   const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
   for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < args.entries; i += stride) {
     Moments stack[9];  // deeper than log2(kMostParts)

@@ -1,5 +1,5 @@
 // What a batch's moments update: running statistics and a population. One block, because a population takes a slot's batch whole
-// or not at all.
+// or not at all. (Running statistics of one group alone are fed where it is folded.)
 #ifndef POPNORM_KERNELS_CUDA_FEED_CUH
 #define POPNORM_KERNELS_CUDA_FEED_CUH
 
@@ -15,9 +15,8 @@ struct FeedArgs {
   Groups slots;
   const std::int32_t* group_slot = nullptr;
   MomentArrays of_group;  // [groups][c]
+  Running running;
   double momentum = 0;
-  Results running_mean;
-  Results running_variance;
   popnorm_population_header* population = nullptr;
   popnorm_feed feed = POPNORM_FEED_EMA;
 };
@@ -31,16 +30,9 @@ __device__ __forceinline__ Moments slot_moments(const FeedArgs& args, std::int64
   return all;
 }
 
-__device__ __forceinline__ void feed_running(const FeedArgs& args, std::int64_t i, const Moments& m) {
-  const auto blend = [&](const Results& running, double now) {
-    running.put(i, (1 - args.momentum) * running.get(i) + args.momentum * now);
-  };
-  if (args.running_mean.first != nullptr && m.weight > 0) blend(args.running_mean, m.mean);
-  if (args.running_variance.first != nullptr && m.weight > 1) blend(args.running_variance, unbiased_variance(m));
-}
-
 template <class Unused>
 __global__ void __launch_bounds__(kThreads, 1) feed_kernel(const __grid_constant__ FeedArgs args) {
+  wait_for_earlier_launches();
   void* const shared = shared_memory<std::byte>();
   const Columns one(1);
   bool taken = false;
@@ -49,7 +41,7 @@ __global__ void __launch_bounds__(kThreads, 1) feed_kernel(const __grid_constant
     for (std::int64_t c = Columns::thread(); c < args.c; c += kThreads) {
       const std::int64_t i = slot * args.c + c;
       const Moments m = slot_moments(args, slot, c);
-      feed_running(args, i, m);
+      args.running.feed(i, m);
       bad += is_finite(m) ? 0 : 1;
       fed += m.weight == 0 ? 0 : 1;
     }

@@ -27,10 +27,27 @@ struct Given {
   }
 };
 
+// Running statistics, which batches of moments are blended into.
+struct Running {
+  Results mean;
+  Results variance;
+  double momentum = 0;
+
+  POPNORM_INLINE void feed(std::int64_t i, const Moments& m) const {
+    if (mean.first != nullptr && m.weight > 0) blend(mean, i, m.mean);
+    if (variance.first != nullptr && m.weight > 1) blend(variance, i, unbiased_variance(m));
+  }
+
+ private:
+  POPNORM_INLINE void blend(const Results& running, std::int64_t i, double now) const {
+    running.put(i, (1 - momentum) * running.get(i) + momentum * now);
+  }
+};
+
 template <class A>
 struct FoldArgs {
   Extents extents;
-  int columns = 1;  // channels of a block, in every kernel that folds
+  int columns = 1;  // channels that a block folds at a time, in every kernel that folds
   Groups rows;      // groups, or population slots where statistics are given
   Groups slots;     // of populations
   bool from_tiles = false;
@@ -44,6 +61,7 @@ struct FoldArgs {
   RowArrays<A> out;  // null: moments only
   Results saved_mean;
   Results saved_invstd;
+  Running running;  // of the one row there is
   // Into the reserve, where there is one.
   ReserveHeader header;
   ReserveHeader* reserve = nullptr;
@@ -53,17 +71,27 @@ struct FoldArgs {
   A* kept_shift = nullptr;
 };
 
-// Calls body(number) for those of a group's tiles, neighbours, that this thread of a column is to merge.
-template <class Body>
-__device__ __forceinline__ void for_each_tile(const Groups& groups, const Tiles& tiles, std::int64_t s,
-                                              std::int64_t group, const Columns& columns, const Body& body) {
+// Merges those of a group's tiles, neighbours, that this thread of a column is to merge: get(number) of a tile, `nothing` of none. A few
+// are under way at a time.
+template <class V, class Get, class Op>
+__device__ __forceinline__ V merged_tiles(const Groups& groups, const Tiles& tiles, std::int64_t s, std::int64_t group,
+                                          const Columns& columns, const V& nothing, const Get& get, const Op& op) {
+  constexpr int kAtOnce = 4;
   const std::int64_t count = tiles.of(groups.size(group) * s);
-  // columns.y is a power of two.
   const std::int64_t stretch = (count + columns.y - 1) >> lowest_bit(static_cast<unsigned>(columns.y));
   const std::int64_t begin = stretch * columns.of_y();
   const std::int64_t end = begin + stretch < count ? begin + stretch : count;
   const std::int64_t first = tiles.first(groups, s, group);
-  for (std::int64_t t = begin; t < end; ++t) body(first + t);
+  V all = nothing;
+#pragma unroll 1
+  for (std::int64_t t = begin; t < end; t += kAtOnce) {
+    V some[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) some[i] = t + i < end ? get(first + t + i) : nothing;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) all = op(all, some[i]);
+  }
+  return all;
 }
 
 struct Combine {
@@ -74,10 +102,9 @@ struct Combine {
 template <class A>
 __device__ __forceinline__ Moments merged(const FoldArgs<A>& args, std::int64_t row, std::int64_t c,
                                           const Columns& columns, void* shared) {
-  Moments all{};
-  for_each_tile(args.rows, args.tiles, args.extents.s.by(), row, columns, [&](std::int64_t tile) {
-    if (c < args.extents.c) all = combine(all, args.of_tile.get(tile * args.extents.c + c));
-  });
+  const bool there = c < args.extents.c;
+  const auto get = [&](std::int64_t tile) { return there ? args.of_tile.get(tile * args.extents.c + c) : Moments{}; };
+  const Moments all = merged_tiles(args.rows, args.tiles, args.extents.s.by(), row, columns, Moments{}, get, Combine());
   return block_reduce(all, columns, shared, Combine());
 }
 
@@ -93,7 +120,7 @@ POPNORM_INLINE std::int64_t slot_of(const Groups& groups, const Groups& slots, c
                                     std::int64_t group) {
   if (slots.count <= 1) return 0;
   if (group_slot != nullptr) return group_slot[group] < slots.count ? group_slot[group] : -1;
-  return groups.size(group) > 0 ? slots.of(groups.member(group, 0)) : 0;
+  return groups.size(group) > 0 ? slots.of(groups.members(group).at(std::int64_t{0})) : 0;
 }
 
 // The statistics of a row, left wherever they are wanted; what is normalized with.
@@ -129,6 +156,7 @@ __device__ __forceinline__ StatisticsRow<A> put_row(const FoldArgs<A>& args, std
 
 template <class A>
 __global__ void __launch_bounds__(kThreads, 1) fold_kernel(const __grid_constant__ FoldArgs<A> args) {
+  wait_for_earlier_launches();
   void* const shared = shared_memory<std::byte>();
   const Columns columns(args.columns);
   const std::int64_t c = std::int64_t{blockIdx.x} * args.columns + columns.of_x();
@@ -142,6 +170,7 @@ __global__ void __launch_bounds__(kThreads, 1) fold_kernel(const __grid_constant
     if (!writes) continue;
     if (args.from_tiles && args.of_row.weight != nullptr) args.of_row.put(row * args.extents.c + c, moments);
     if (args.out.hi != nullptr) put_row(args, row, c, moments, true);
+    args.running.feed(row * args.extents.c + c, moments);
   }
   if (args.reserve == nullptr) return;
   for (std::int64_t slot = blockIdx.y; writes && slot < args.affine_slots; slot += gridDim.y)

@@ -27,6 +27,14 @@ POPNORM_INLINE std::uint64_t multiply_high(std::uint64_t a, std::uint64_t b) {
 #endif
 }
 
+POPNORM_INLINE std::uint32_t multiply_high(std::uint32_t a, std::uint32_t b) {
+#ifdef __CUDA_ARCH__
+  return __umulhi(a, b);
+#else
+  return static_cast<std::uint32_t>(std::uint64_t{a} * b >> 32);
+#endif
+}
+
 // Of a number that is not 0.
 POPNORM_INLINE int lowest_bit(unsigned bits) {
 #ifdef __CUDA_ARCH__
@@ -62,6 +70,15 @@ __device__ __forceinline__ double multiply_add(double a, double b, double c) { r
 __device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 
+// The first statement of every kernel. From sm_90 on a launch begins while the one before it ends (programmatic dependent launch);
+// here it waits until all of that is written, and lets the next one begin.
+__device__ __forceinline__ void wait_for_earlier_launches() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Until all threads of the cluster (none before sm_90), or of a grid that was launched cooperatively, have come: what they wrote
 // to memory before is then seen by all of them.
 __device__ __forceinline__ void cluster_barrier() {
@@ -96,6 +113,17 @@ __device__ __forceinline__ F16 narrow_f16(float value) {
   return half;
 }
 
+// The same of bf16, in one instruction since sm_80.
+__device__ __forceinline__ Bf16 narrow_bf16(float value) {
+#if __CUDA_ARCH__ >= 800
+  Bf16 half;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(half.bits) : "f"(value));
+  return half;
+#else
+  return to_bf16(value);
+#endif
+}
+
 #else
 
 template <class T>
@@ -119,6 +147,7 @@ template <class A>
 A rounded_product(A a, A b) {
   return a * b;
 }
+inline void wait_for_earlier_launches() { simt::wait_for_earlier_launches(); }
 inline void cluster_barrier() { simt::cluster_barrier(); }
 inline void grid_barrier() { simt::grid_barrier(); }
 inline void load_16(void* to, const void* from, bool /*last*/) {
@@ -131,6 +160,7 @@ inline void store_16(void* to, const void* from) {
 }
 inline float widen_f16(F16 value) { return to_float(value); }
 inline F16 narrow_f16(float value) { return to_f16(value); }
+inline Bf16 narrow_bf16(float value) { return to_bf16(value); }
 inline void atomic_or(unsigned* to, unsigned bits) { __atomic_fetch_or(to, bits, __ATOMIC_RELAXED); }
 
 #endif

@@ -8,6 +8,7 @@
 #include <popnorm/popnorm.h>
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/cuda/intrinsics.cuh"
@@ -19,7 +20,7 @@ inline constexpr int kThreads = 256;
 inline constexpr int kWarp = 32;
 
 // Division of numbers >= 0 by one that the host knows: by a multiplication (Granlund & Montgomery 1994). With 2^(l-1) < d <= 2^l
-// the multiplier ceil(2^(63+l) / d) has 64 bits and is exact for dividends below 2^63.
+// the multiplier ceil(2^(63+l) / d) has 64 bits and is exact for dividends below 2^63; ceil(2^(31+l) / d) is for those below 2^31.
 class Divisor {
  public:
   Divisor() = default;
@@ -30,8 +31,14 @@ class Divisor {
     multiplier_ =
         static_cast<std::uint64_t>((power + static_cast<std::uint64_t>(by) - 1) / static_cast<std::uint64_t>(by));
     shift_ = l - 1;
+    if (by <= std::int64_t{1} << 31)
+      narrow_ = static_cast<std::uint32_t>(((std::uint64_t{1} << (31 + l)) + static_cast<std::uint64_t>(by) - 1) /
+                                           static_cast<std::uint64_t>(by));
   }
   POPNORM_INLINE std::int64_t by() const { return by_; }
+  POPNORM_INLINE std::uint32_t quotient(std::uint32_t n) const {
+    return multiplier_ == 0 ? n : multiply_high(n, narrow_) >> shift_;
+  }
   POPNORM_INLINE std::int64_t quotient(std::int64_t n) const {
     if (multiplier_ == 0) return n;
     return static_cast<std::int64_t>(multiply_high(static_cast<std::uint64_t>(n), multiplier_) >> shift_);
@@ -41,6 +48,7 @@ class Divisor {
  private:
   std::int64_t by_ = 1;
   std::uint64_t multiplier_ = 0;  // of 1: none
+  std::uint32_t narrow_ = 0;
   int shift_ = 0;
 };
 
@@ -56,12 +64,45 @@ struct Operand {
   POPNORM_INLINE T* at(std::int64_t n, std::int64_t c, std::int64_t s) const {
     return static_cast<T*>(first) + (n * sample + c * channel + s * position);
   }
+  // The same counted in packs of 16 bytes, fewer than 2^32, where neighbours lie side by side in positions (rows form) or channels.
+  template <class T, bool kRows>
+  POPNORM_INLINE std::uint32_t pack(std::uint32_t n, std::int64_t c, std::uint32_t s) const {
+    constexpr std::int64_t kPack = 16 / sizeof(T);
+    const auto whole = [](std::int64_t elements) { return static_cast<std::uint32_t>(elements / kPack); };
+    const std::uint32_t of_sample = n * whole(sample);
+    return kRows ? whole(c * channel) + of_sample + s / std::uint32_t{kPack}
+                 : whole(c) + of_sample + s * whole(position);
+  }
+  // Counted in elements, fewer than 2^32, that lie side by side in positions.
+  template <class T>
+  POPNORM_INLINE T* at_element(std::uint32_t n, std::int64_t c, std::uint32_t s) const {
+    return static_cast<T*>(first) +
+           std::uint64_t{static_cast<std::uint32_t>(c * channel) + n * static_cast<std::uint32_t>(sample) + s};
+  }
+  template <class T>
+  POPNORM_INLINE T* at_pack(std::uint32_t number) const {
+    return reinterpret_cast<T*>(static_cast<std::byte*>(first) + std::uint64_t{number} * 16);
+  }
 };
 
 struct Extents {
   std::int64_t n = 0;
   std::int64_t c = 0;
   Divisor s;
+};
+
+// The samples of an id, in ascending order.
+struct Members {
+  std::int64_t first;
+  std::int64_t step;
+  const std::int32_t* order;  // or null, of labels: the samples
+
+  POPNORM_INLINE static Members all() { return {0, 1, nullptr}; }
+  POPNORM_INLINE std::int64_t at(std::int64_t i) const { return order != nullptr ? order[i] : first + i * step; }
+  // Of maps in closed form.
+  POPNORM_INLINE std::uint32_t at(std::uint32_t i) const {
+    return static_cast<std::uint32_t>(first) + i * static_cast<std::uint32_t>(step);
+  }
 };
 
 // A map from samples to ids, and back: the members of an id in ascending order. Labels outside [0, count), and those of a map
@@ -105,18 +146,18 @@ struct Groups {
         return n;
     }
   }
-  POPNORM_INLINE std::int64_t member(std::int64_t id, std::int64_t i) const {
+  POPNORM_INLINE Members members(std::int64_t id) const {
     switch (kind) {
       case POPNORM_CONTIGUOUS:
-        return id * k.by() + i;
+        return {id * k.by(), 1, nullptr};
       case POPNORM_STRIDED:
-        return id + i * k.by();
+        return {id, k.by(), nullptr};
       case POPNORM_PER_SAMPLE:
-        return id;
+        return {id, 1, nullptr};
       case POPNORM_LABELS:
-        return order[begin[id] + i];
+        return {0, 1, order + begin[id]};
       default:
-        return i;
+        return Members::all();
     }
   }
 };
@@ -181,16 +222,17 @@ struct Tile {
 };
 
 // A place among positions counted sample after sample, moved on without divisions.
+template <class Index>
 class Walk {
  public:
-  POPNORM_INLINE Walk(std::int64_t at, std::int64_t step, const Divisor& s)
-      : sample_(s.quotient(at)),
-        position_(at - sample_ * s.by()),
+  POPNORM_INLINE Walk(Index at, Index step, const Divisor& s)
+      : s_(static_cast<Index>(s.by())),
+        sample_(s.quotient(at)),
+        position_(at - sample_ * s_),
         samples_(s.quotient(step)),
-        positions_(step - samples_ * s.by()),
-        s_(s.by()) {}
-  POPNORM_INLINE std::int64_t sample() const { return sample_; }
-  POPNORM_INLINE std::int64_t position() const { return position_; }
+        positions_(step - samples_ * s_) {}
+  POPNORM_INLINE Index sample() const { return sample_; }
+  POPNORM_INLINE Index position() const { return position_; }
   POPNORM_INLINE void step() {
     sample_ += samples_;
     position_ += positions_;
@@ -201,11 +243,11 @@ class Walk {
   }
 
  private:
-  std::int64_t sample_;
-  std::int64_t position_;
-  std::int64_t samples_;
-  std::int64_t positions_;
-  std::int64_t s_;
+  Index s_;
+  Index sample_;
+  Index position_;
+  Index samples_;
+  Index positions_;
 };
 
 // What the elements of a call count (popnorm_weights); a number that is no weight counts 0.

@@ -17,22 +17,22 @@ struct NormalizeArgs {
   ForwardFusion fusion;
   Weights weights;
   RowSource<A> source;
+  std::int64_t stretch = 1;  // chunks that a block takes at a time
 };
 
-// Writes a chunk of y, and of the mask. row_of(row, k) is the row of statistics of a channel, asked for where it changes.
-template <class A, class T, bool kRows, bool kFused, class RowOf>
+// Writes a chunk of y, and of the mask.
+template <class A, class T, Access kAccess, bool kFused, class Normalizer>
 __device__ __forceinline__ void normalize_chunk(const Operand& y, [[maybe_unused]] const ForwardFusion& fusion,
-                                                const Range& range, const Rows<A>& rows, const Chunk<T, kRows>& x,
-                                                const RowOf& row_of) {
-  Normalized<A, T, kRows, RowOf> normalized(range, rows, row_of);
-  [[maybe_unused]] Chunk<T, kRows> residual;
+                                                const Range& range, const Chunk<T, kAccess>& x, bool alike,
+                                                Normalizer& normalized) {
+  [[maybe_unused]] Chunk<T, kAccess> residual;
   [[maybe_unused]] unsigned passed = 0;
   if constexpr (kFused)
     if (fusion.residual.first != nullptr) residual.load(fusion.residual, range, true);
-  write_chunk<T, kRows>(
-      y, range, [&](std::int64_t sample) { normalized.enter(sample); },
+  write_chunk<T, kAccess>(
+      y, range, alike, [&](std::int64_t sample) { normalized.enter(sample); },
       [&](int i, int k) {
-        if (!x.has(i)) return to_storage<T>(A(0));
+        if (!is_narrow(kAccess) && !x.has(i)) return to_storage<T>(A(0));
         A z = normalized.z(to_arithmetic(x.held[i]), k);
         if constexpr (kFused) {
           if (fusion.residual.first != nullptr) z += to_arithmetic(residual.held[i]);
@@ -43,28 +43,26 @@ __device__ __forceinline__ void normalize_chunk(const Operand& y, [[maybe_unused
         return to_storage<T>(z);
       });
   if constexpr (kFused)
-    if (fusion.mask.first != nullptr) put_mask<T, kRows>(fusion.mask, range, passed);
+    if (fusion.mask.first != nullptr) put_mask<T, kAccess>(fusion.mask, range, passed);
 }
 
-// All samples are walked as one group, each with its own row.
-template <class T, bool kRows, bool kWeighted, bool kFused>
-__global__ void __launch_bounds__(kThreads, kRows && !kWeighted && !kFused && sizeof(T) < sizeof(double) ? 0 : 1)
+template <class T, Access kAccess, bool kWeighted, bool kFused>
+__global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFused ? 3 : 1, 2))
     normalize_kernel(const __grid_constant__ NormalizeArgs<Arithmetic<T>> args) {
+  wait_for_earlier_launches();
   using A = Arithmetic<T>;
-  const std::int64_t c = first_channel<T, kRows>(blockIdx.x);
+  const std::int64_t c = first_channel<T, kAccess>(blockIdx.x);
   const Rows<A> rows = args.source.get();
-  const Groups all{POPNORM_WHOLE, Divisor(), 1, args.extents.n};
-  const std::int64_t positions = args.extents.n * args.extents.s.by();
-  const std::int64_t step = Shape<T, kRows>::positions(static_cast<int>(blockDim.y));
-  for (std::int64_t at = blockIdx.y * step; at < positions; at += gridDim.y * step) {
-    const Range range{args.extents, all, 0, at, at + step < positions ? at + step : positions, c};
-    Chunk<T, kRows> x;
-    x.load(args.x, range, true);
-    if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, nullptr);
-    normalize_chunk<A, T, kRows, kFused>(args.y, args.fusion, range, rows, x, [&](std::int64_t row, int k) {
-      return rows.row(row * args.extents.c + c + k);
+  const auto row_of = [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); };
+  Normalized<A, T, kAccess, decltype(row_of)> normalized(args.extents, c, rows, row_of);
+  with_alike<kAccess>(normalized.alike(), [&](auto alike) {
+    for_each_chunk_from_end<T, kAccess>(args.extents, args.stretch, c, [&](const Range& range) {
+      Chunk<T, kAccess> x;
+      x.load(args.x, range, true);
+      if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, nullptr);
+      normalize_chunk<A, T, kAccess, kFused>(args.y, args.fusion, range, x, alike, normalized);
     });
-  }
+  });
   if constexpr (kFused) {
     auto* const header = reinterpret_cast<ReserveHeader*>(args.source.reserve);
     if (header != nullptr && args.fusion.mask.first != nullptr && blockIdx.x == 0 && blockIdx.y == 0 &&

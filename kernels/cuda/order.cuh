@@ -47,6 +47,7 @@ __device__ __forceinline__ void for_each_round(const OrderArgs& args, const Body
 
 template <class Unused>
 __global__ void __launch_bounds__(kThreads) order_count_kernel(const __grid_constant__ OrderArgs args) {
+  wait_for_earlier_launches();
   std::int32_t count = 0;
   for_each_round(args, [&](std::int64_t, const int* digits) {
     for (int i = 0; i < kThreads; ++i) count += digits[i] == static_cast<int>(threadIdx.x) ? 1 : 0;
@@ -57,6 +58,7 @@ __global__ void __launch_bounds__(kThreads) order_count_kernel(const __grid_cons
 // One block: counts become places, in the order of digits, then of blocks.
 template <class Unused>
 __global__ void __launch_bounds__(kThreads) order_scan_kernel(const __grid_constant__ OrderArgs args) {
+  wait_for_earlier_launches();
   auto* const sums = shared_memory<std::int32_t>();
   std::int32_t* const own = args.place + static_cast<std::int64_t>(threadIdx.x) * args.blocks;
   std::int32_t sum = 0;
@@ -74,6 +76,7 @@ __global__ void __launch_bounds__(kThreads) order_scan_kernel(const __grid_const
 
 template <class Unused>
 __global__ void __launch_bounds__(kThreads) order_scatter_kernel(const __grid_constant__ OrderArgs args) {
+  wait_for_earlier_launches();
   auto* const next = shared_memory<std::int32_t>() + kThreads;  // behind the digits
   next[threadIdx.x] = args.place[threadIdx.x * args.blocks + blockIdx.x];
   for_each_round(args, [&](std::int64_t i, const int* digits) {
@@ -98,6 +101,7 @@ struct OrderBeginArgs {
 
 template <class Unused>
 __global__ void __launch_bounds__(kThreads) order_begin_kernel(const __grid_constant__ OrderBeginArgs args) {
+  wait_for_earlier_launches();
   const std::int64_t stride = std::int64_t{gridDim.x} * kThreads;
   for (std::int64_t id = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; id <= args.by.count; id += stride) {
     std::int64_t low = 0, high = args.by.n;  // the first whose key is not smaller
@@ -131,6 +135,7 @@ POPNORM_INLINE bool is_weight(const Weights& weights, std::int64_t i) {
 
 template <class Unused>
 __global__ void __launch_bounds__(kThreads) check_kernel(const __grid_constant__ CheckArgs args) {
+  wait_for_earlier_launches();
   const std::int64_t stride = std::int64_t{gridDim.x} * kThreads;
   const std::int64_t first = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   unsigned found = 0;
@@ -139,7 +144,7 @@ __global__ void __launch_bounds__(kThreads) check_kernel(const __grid_constant__
     for (const Groups& map : args.map)
       if (map.ids != nullptr && map.of(sample) < 0) found |= POPNORM_DEVICE_LABEL;
     const std::int64_t group = args.groups.n > 0 ? args.groups.of(sample) : -1;
-    if (group >= 0 && args.slots.of(sample) != args.slots.of(args.groups.member(group, 0)))
+    if (group >= 0 && args.slots.of(sample) != args.slots.of(args.groups.members(group).at(std::int64_t{0})))
       found |= POPNORM_DEVICE_SLOT;
   }
   const std::int64_t weights = args.weights.kind == POPNORM_UNWEIGHTED             ? 0

@@ -11,13 +11,15 @@ namespace popnorm::cuda {
 // A block's threads as x columns of y threads each; x and y are powers of two with x*y = kThreads. thread = of_y*x + of_x.
 struct Columns {
   int x;
+  int log_x;
   int y;
 
   // A block of any shape seen so, x values side by side.
-  POPNORM_INLINE explicit Columns(int columns) : x(columns), y(kThreads / columns) {}
+  POPNORM_INLINE explicit Columns(int columns)
+      : x(columns), log_x(lowest_bit(static_cast<unsigned>(columns))), y(kThreads >> log_x) {}
   __device__ __forceinline__ static int thread() { return static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x); }
-  __device__ __forceinline__ int of_x() const { return thread() % x; }
-  __device__ __forceinline__ int of_y() const { return thread() / x; }
+  __device__ __forceinline__ int of_x() const { return thread() & (x - 1); }
+  __device__ __forceinline__ int of_y() const { return thread() >> log_x; }
 };
 
 // Bytes of shared memory that block_reduce needs, whatever it reduces: at most 512 partial sums and 64 results of 16 bytes, or
@@ -64,12 +66,12 @@ __device__ __forceinline__ void block_reduce(V (&value)[K], const Columns& colum
     for (int k = 0; k < K; ++k) partial[part * results + columns.of_x() * K + k] = value[k];
   __syncthreads();
   // The parts of a result side by side in a warp, of which all lanes take part.
-  const int all = parts * results;
+  const int all = parts * results, log_parts = lowest_bit(static_cast<unsigned>(parts));
   for (int at = thread; at < (all + kWarp - 1) / kWarp * kWarp; at += kThreads) {
-    const int i = at < all ? at : 0;
-    V sum[1] = {partial[i % parts * results + i / parts]};
+    const int i = at < all ? at : 0, of = i & (parts - 1);
+    V sum[1] = {partial[of * results + (i >> log_parts)]};
     for (int mask = 1; mask < parts; mask *= 2) add_lane(sum, mask, op);
-    if (at < all && i % parts == 0) result[i / parts] = sum[0];
+    if (at < all && of == 0) result[i >> log_parts] = sum[0];
   }
   __syncthreads();
 #pragma unroll

@@ -74,6 +74,34 @@ struct RowSource {
   }
 };
 
+// The row and affine slot of the elements at hand.
+template <class A>
+class Place {
+ public:
+  POPNORM_INLINE explicit Place(const Rows<A>& rows, bool of_one_class = false)
+      : rows_(rows), alike_(of_one_class || (rows.map.kind == POPNORM_WHOLE && rows.affine.kind == POPNORM_WHOLE)) {}
+
+  // Whether those of this sample have others.
+  POPNORM_INLINE bool enter(std::int64_t sample) {
+    if (sample == sample_) return false;
+    sample_ = sample;
+    const std::int64_t its_row = rows_.map.of(sample), its_affine = rows_.affine.of(sample);
+    if ((its_row == row_ && its_affine == affine_) || its_row < 0 || its_affine < 0) return false;
+    row_ = its_row;
+    affine_ = its_affine;
+    return true;
+  }
+  // Whether all samples have the same; one of them is then entered before the first element.
+  POPNORM_INLINE bool alike() const { return alike_; }
+  POPNORM_INLINE std::int64_t row() const { return row_; }
+  POPNORM_INLINE std::int64_t affine() const { return affine_; }
+
+ private:
+  const Rows<A>& rows_;
+  bool alike_;
+  std::int64_t sample_ = -1, row_ = -1, affine_ = -1;
+};
+
 }  // namespace popnorm::cuda
 
 #endif

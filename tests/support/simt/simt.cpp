@@ -136,6 +136,7 @@ struct Thread {
   Warp* warp = nullptr;
   Block* block = nullptr;
   unsigned lane = 0;
+  bool waited = false;                // for earlier launches
   double shuffled[2][kMostShuffled];  // of odd and even rounds
 };
 
@@ -216,7 +217,9 @@ void run_set(Set& set, const std::function<void()>& body, StackPool& pool) {
     t.fiber = context::fiber(std::allocator_arg, PooledStack{&pool, &t.stack}, [&body, &t](context::fiber&& from) {
       scheduler = std::move(from);
       t.watched.begin();
+      t.waited = false;
       body();
+      if (!t.waited) die("a kernel that does not wait for earlier launches");
       t.watched.end();
       return std::move(scheduler);
     });
@@ -250,6 +253,8 @@ void* shared_memory() { return running->block->shared.data(); }
 void expect_aligned(const void* address, std::size_t bytes) {
   if (reinterpret_cast<std::uintptr_t>(address) % bytes != 0) die("an access that is not aligned to its size");
 }
+
+void wait_for_earlier_launches() { running->waited = true; }
 
 void block_barrier() { meet(running->block->meeting); }
 

@@ -34,6 +34,8 @@ const Coordinates& here();
 void* shared_memory();
 // Aborts with a message where a device would trap.
 void expect_aligned(const void* address, std::size_t bytes);
+// A thread that ends without having been here aborts with a message.
+void wait_for_earlier_launches();
 void block_barrier();
 void cluster_barrier();
 void grid_barrier();
