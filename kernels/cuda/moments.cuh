@@ -40,20 +40,22 @@ struct MomentsArgs {
 template <class A, class T, Access kAccess>
 __device__ __forceinline__ TwoSums sums_around(const Chunk<T, kAccess>& x, int k, A pivot) {
   using S = Shape<T, kAccess>;
-  constexpr int kRun = S::kPerChannel < 4 ? S::kPerChannel : 4;
+  constexpr int kRun = 4;
+  static_assert(S::kPerChannel % kRun == 0);
   TwoSums all{0, 0};
   A magnitude = 0;
 #pragma unroll
   for (int first = 0; first < S::kPerChannel; first += kRun) {
-    A sum = 0, squares = 0;
+    A d[kRun];
 #pragma unroll
-    for (int e = first; e < first + kRun; ++e) {
-      const int i = S::element(e, k);
-      const A d = x.has(i) ? to_arithmetic(x.held[i]) - pivot : A(0);
-      // Nothing is added to zeros, which would take as long.
-      sum = e == first ? d : sum + d;
-      squares = e == first ? d * d : multiply_add(d, d, squares);
+    for (int e = 0; e < kRun; ++e) {
+      const int i = S::element(first + e, k);
+      d[e] = x.has(i) ? to_arithmetic(x.held[i]) - pivot : A(0);
     }
+    // In pairs: two roundings of a sum, three of a square (docs/numerics.md).
+    const A sum = (d[0] + d[1]) + (d[2] + d[3]);
+    const A squares = multiply_add(d[1], d[1], d[0] * d[0]) + multiply_add(d[3], d[3], d[2] * d[2]);
+    // Nothing is added to zeros, which would take as long.
     magnitude = first == 0 ? squares : magnitude + squares;
     const TwoSums run{static_cast<double>(sum), static_cast<double>(squares)};
     all = first == 0 ? run : Add()(all, run);
