@@ -120,6 +120,31 @@ TEST(CudaBackend, FeedsPopulationsAsTheCpuDoes) {
 }
 
 // Without POPNORM_BACKEND.
+// One group alone is fed where it is folded, with no launch of its own.
+TEST(CudaBackend, FeedsRunningStatisticsOfOneGroupOnce) {
+  constexpr std::int64_t n = 6, c = 5, s = 9;
+  Random random("one group");
+  std::vector<float> x(n * c * s), y(n * c * s);
+  for (float& value : x) value = static_cast<float>(random.normal());
+  const auto fed = [&](popnorm_backend backend) {
+    popnorm_options options = POPNORM_OPTIONS_INIT;
+    options.backend = backend;
+    const popnorm::plan plan(popnorm::problem_nchw(n, c, s), options);
+    popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
+    std::vector<float> running(2 * c, 3);
+    popnorm_forward_args args = popnorm::forward_args(workspace, reserve);
+    args.x = x.data();
+    args.y = y.data();
+    args.update.running_mean = running.data();
+    args.update.running_variance = running.data() + c;
+    args.update.momentum = 0.25;
+    for (int batch = 0; batch < 2; ++batch) plan.forward(args);
+    return running;
+  };
+  const std::vector<float> cuda = fed(POPNORM_CUDA), cpu = fed(POPNORM_CPU);
+  for (std::size_t i = 0; i < cuda.size(); ++i) EXPECT_NEAR(cuda[i], cpu[i], 16 * 0x1p-24 * 3) << i;
+}
+
 TEST(CudaBackend, IsTakenWhereMemoryIs) {
   const std::string forced = std::getenv("POPNORM_BACKEND");
   ::unsetenv("POPNORM_BACKEND");
