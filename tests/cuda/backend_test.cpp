@@ -142,7 +142,8 @@ TEST(CudaBackend, FeedsRunningStatisticsOfOneGroupOnce) {
     return running;
   };
   const std::vector<float> cuda = fed(POPNORM_CUDA), cpu = fed(POPNORM_CPU);
-  for (std::size_t i = 0; i < cuda.size(); ++i) EXPECT_NEAR(cuda[i], cpu[i], 16 * 0x1p-24 * 3) << i;
+  // Values of up to 3 on both sides: 8u of a variance, and the rounding of two updates.
+  for (std::size_t i = 0; i < cuda.size(); ++i) EXPECT_NEAR(cuda[i], cpu[i], (8 + 2) * 2 * 0x1p-24 * 3) << i;
 }
 
 TEST(CudaBackend, IsTakenWhereMemoryIs) {
