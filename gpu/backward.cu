@@ -61,6 +61,7 @@ struct Call {
   const void* reserve;
   BackwardSpace<A> space;
   RowSource<A> source;
+  int ahead;  // Policy::ahead
   void* stream;
 
   // With several affine slots a row's sums are those of scale*dy, and dscale and dshift need sums of their own.
@@ -93,6 +94,7 @@ struct Call {
     args.tiles = tiles();
     args.dy_of_tile = space.dy_of_tile;
     args.dy_xhat_of_tile = space.dy_xhat_of_tile;
+    args.ahead = ahead;
     return args;
   }
 
@@ -103,7 +105,7 @@ struct Call {
     return with_weights<A>(p, reach, is_weighted(p), activated, [&](auto type, auto access, auto weighs, auto fused) {
       return launch(operation, "backward_reduce",
                     backward_reduce_kernel<decltype(type), access.value, weighs.value, fused.value>, args,
-                    grid_of(p, most_tiles(p)), stream);
+                    ahead_grid_of(p, most_tiles(p), Direction::backward, ahead), stream);
     });
   }
 
@@ -222,23 +224,15 @@ popnorm_status with_call(const char* operation, const Plan& plan, const Args& a,
     const Maps maps(p, a.batch);
     POPNORM_TRY(check(operation, p, a.batch, maps, false, stream));
     return body(Call<A>{operation, p, a.batch, a.reserve, BackwardSpace<A>(arena, p), row_source<A>(p, maps, a.reserve),
-                        stream});
+                        policy_of(plan, Direction::backward).ahead, stream});
   });
 }
 
 }  // namespace
 
 int most_backward_teams(const Problem& p, const Policy& policy) {
-  return with_arithmetic_type(p, [&](auto arithmetic) {
-    // Which of them a call takes, its pointers decide.
-    const auto most = [&](Reach reach) {
-      return with_kept<decltype(arithmetic)>(p, reach, p.fused(), [&](auto type, auto access, auto fused) {
-        return co_resident(
-            reinterpret_cast<const void*>(resident_backward_kernel<decltype(type), access.value, fused.value>),
-            team_grid_of(p, Direction::backward, policy));
-      });
-    };
-    return std::min(most(Reach::any), most(Reach::even)) / policy.team;
+  return most_teams(p, Direction::backward, policy, [](auto type, auto access, auto fused) {
+    return reinterpret_cast<const void*>(resident_backward_kernel<decltype(type), access.value, fused.value>);
   });
 }
 

@@ -29,6 +29,12 @@ inline Grid grid_of(const Problem& p, std::int64_t rows) {
   return {static_cast<unsigned>(channel_blocks(p)), static_cast<unsigned>(std::min(rows, kMostRows)), block.x, block.y,
           kChunksAt};
 }
+// The same of kernels that copy chunks ahead.
+inline Grid ahead_grid_of(const Problem& p, std::int64_t rows, Direction direction, int ahead) {
+  Grid grid = grid_of(p, rows);
+  grid.shared_bytes = shared_bytes(p, direction, ahead);
+  return grid;
+}
 // Blocks of all channels by stretches of chunks.
 inline Grid stretch_grid_of(const Problem& p) { return grid_of(p, (chunks_of(p) + stretch_of(p) - 1) / stretch_of(p)); }
 // Blocks of all channels by rows to fold.
@@ -196,15 +202,30 @@ auto with_access(const Problem& p, Reach reach, const Body& body) {
   });
 }
 
-// The same of kernels of one read, which know no loose ones.
+// The same of kernels of one read, of rows the narrow ones alone (gpu/policy.cu), which double has none of.
 template <class A, class Body>
 auto with_kept(const Problem& p, Reach reach, bool flag, const Body& body) {
-  return with_access<A>(p, reach == Reach::even ? reach : Reach::any, [&](auto type, auto access) {
-    if constexpr (access.value != Access::loose_rows) {
+  const bool rows = p.form == Form::rows;
+  return with_access<A>(p, rows && reach == Reach::any ? Reach::loose : reach, [&](auto type, auto access) {
+    if constexpr (access.value != Access::rows || std::is_same_v<A, double>) {
       return flag ? body(type, access, std::true_type{}) : body(type, access, std::false_type{});
     } else {
-      return decltype(body(type, AccessConstant<Access::rows>{}, std::true_type{})){};
+      return decltype(body(type, AccessConstant<Access::even_rows>{}, std::true_type{})){};
     }
+  });
+}
+
+// Teams of a kernel of one read that the device has room for at once: kernel(type, access, fused) is an instance of it.
+template <class Kernel>
+int most_teams(const Problem& p, Direction direction, const Policy& policy, const Kernel& kernel) {
+  return with_arithmetic_type(p, [&](auto arithmetic) {
+    // Which of them a call takes, its pointers decide.
+    const auto most = [&](Reach reach) {
+      return with_kept<decltype(arithmetic)>(p, reach, p.fused(), [&](auto type, auto access, auto fused) {
+        return co_resident(kernel(type, access, fused), team_grid_of(p, direction, policy));
+      });
+    };
+    return std::min(most(Reach::any), most(Reach::even)) / policy.team;
   });
 }
 

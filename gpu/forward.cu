@@ -60,9 +60,9 @@ MomentArrays moment_arrays(const popnorm_moment_arrays& m) { return {m.weight, m
 // A member of a labelled group has a label: `affine` alone can make it absent. It is empty where scale and shift play no part, but
 // the problem alone decides how sums are taken: moments have forward's bits.
 MomentsArgs moments_args(const Problem& p, const void* x, const Maps& maps, const Groups& affine,
-                         const popnorm_batch& batch, const MomentArrays& of_tile) {
+                         const popnorm_batch& batch, const MomentArrays& of_tile, int ahead) {
   return {extents_of(p), operand(p, x, p.x),   maps.norm_group, tiles_of(p, maps.norm_group),
-          affine,        weights_of(p, batch), of_tile};
+          affine,        weights_of(p, batch), of_tile,         ahead};
 }
 
 popnorm_status launch_moments(const char* operation, const Problem& p, const MomentsArgs& args, void* stream) {
@@ -71,7 +71,7 @@ popnorm_status launch_moments(const char* operation, const Problem& p, const Mom
     return with_weights<decltype(arithmetic)>(
         p, reach_of(p, {args.x}), weighted, [&](auto type, auto access, auto weighs) {
           return launch(operation, "moments", moments_kernel<decltype(type), access.value, weighs.value>, args,
-                        grid_of(p, args.tiles.count), stream);
+                        ahead_grid_of(p, args.tiles.count, Direction::forward, args.ahead), stream);
         });
   });
 }
@@ -166,16 +166,8 @@ popnorm_status launch_resident(const char* operation, const Problem& p, const Re
 }  // namespace
 
 int most_forward_teams(const Problem& p, const Policy& policy) {
-  return with_arithmetic_type(p, [&](auto arithmetic) {
-    // Which of them a call takes, its pointers decide.
-    const auto most = [&](Reach reach) {
-      return with_kept<decltype(arithmetic)>(p, reach, p.fused(), [&](auto type, auto access, auto fused) {
-        return co_resident(
-            reinterpret_cast<const void*>(resident_forward_kernel<decltype(type), access.value, fused.value>),
-            team_grid_of(p, Direction::forward, policy));
-      });
-    };
-    return std::min(most(Reach::any), most(Reach::even)) / policy.team;
+  return most_teams(p, Direction::forward, policy, [](auto type, auto access, auto fused) {
+    return reinterpret_cast<const void*>(resident_forward_kernel<decltype(type), access.value, fused.value>);
   });
 }
 
@@ -223,8 +215,8 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* st
     source.own = fold.out;
     source.scale = values(a.scale, p.parameters);
     source.shift = values(a.shift, p.parameters);
-    const MomentsArgs moments = moments_args(p, a.x, maps, maps.affine_slot, a.batch, space.of_tile);
     const Policy& policy = policy_of(plan, Direction::forward);
+    const MomentsArgs moments = moments_args(p, a.x, maps, maps.affine_slot, a.batch, space.of_tile, policy.ahead);
     if (reduces && policy.path != Path::plain) {
       if (a.reserve == nullptr) fold.out = {};
       const ResidentForwardArgs<A> args{moments, fold, source, operand(p, a.y, p.y), fusion, crew_of(p, policy)};
@@ -245,7 +237,8 @@ popnorm_status moments(const Plan& plan, const popnorm_moments_args& a, void* st
   Maps maps(p, a.batch);
   POPNORM_TRY(order("moments", maps.norm_group, space.groups, space.sort, stream));
   POPNORM_TRY(check("moments", p, a.batch, maps, updates(a.update), stream));
-  POPNORM_TRY(launch_moments("moments", p, moments_args(p, a.x, maps, {}, a.batch, space.of_tile), stream));
+  const int ahead = policy_of(plan, Direction::forward).ahead;
+  POPNORM_TRY(launch_moments("moments", p, moments_args(p, a.x, maps, {}, a.batch, space.of_tile, ahead), stream));
   FoldArgs<float> fold = fold_args<float>(p, maps, {});
   fold.from_tiles = true;
   fold.tiles = tiles_of(p, fold.rows);

@@ -41,8 +41,8 @@ popnorm_status choose_policies(Plan& plan) {
   const char* wanted = std::getenv("POPNORM_CUDA_POLICY");
   if (wanted != nullptr && *wanted == '\0') wanted = nullptr;
   if (!is_policy(wanted))
-    return fail(POPNORM_INVALID, "plan: POPNORM_CUDA_POLICY is \"%s\", must be plain, block, cluster, grid or auto",
-                wanted);
+    return fail(POPNORM_INVALID,
+                "plan: POPNORM_CUDA_POLICY is \"%s\", must be plain, block, cluster, grid, auto or measured", wanted);
   Device device;
   POPNORM_TRY(ask_device(device));
   for (const Direction direction : {Direction::forward, Direction::backward}) {
@@ -53,7 +53,7 @@ popnorm_status choose_policies(Plan& plan) {
           std::min(policy.teams, direction == Direction::forward ? most_forward_teams(plan.problem, policy)
                                                                  : most_backward_teams(plan.problem, policy));
       if (policy.teams == 0) {
-        policy = choose(plan.problem, direction, device, nullptr, nullptr);
+        policy = choose(plan.problem, direction, device, "plain", nullptr);
         why = "the device has no room for it";
       }
     }

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <bit>
 #include <cstdio>
 #include <cstring>
 
@@ -18,6 +17,7 @@ struct Items {
   std::int64_t count;
   std::int64_t chunks;  // of each tensor, in the largest
   std::int64_t tiles;
+  std::int64_t chunks_of_tile;
 };
 
 Items items_of(const Problem& p) {
@@ -25,7 +25,8 @@ Items items_of(const Problem& p) {
   const std::int64_t groups = std::max<std::int64_t>(p.norm_group.count, 1);
   const std::int64_t of_group = tiles.per_group.by();
   const std::int64_t positions = std::min(of_group * tiles.length.by(), p.n * p.s);
-  return {groups * channel_blocks(p), ceil_div(positions, chunk_positions(p)), of_group};
+  return {groups * channel_blocks(p), ceil_div(positions, chunk_positions(p)), of_group,
+          ceil_div(tiles.length.by(), chunk_positions(p))};
 }
 
 // How many of `bytes` that have been read are in the L2 cache when they are read again, the last ones first: half of it is
@@ -53,8 +54,29 @@ bool masks_apart(const Problem& p) {
   return p.form == Form::columns || p.norm_group.kind == POPNORM_WHOLE || p.s % 8 == 0;
 }
 
+// What kernels of one read need in the rows form, but for double.
+bool counts_in_32_bits(const Problem& p) {
+  if (p.form == Form::columns || p.storage == POPNORM_F64) return true;
+  const auto any = [&](const Strides& strides) { return operand(p, &p, strides); };
+  return reach_of(p, {any(p.x), any(p.y), any(p.dy), any(p.dx), any(p.residual), any(p.dresidual)}) != Reach::any;
+}
+
+// Of a tile, as far as that leaves room for as many blocks as have registers: three, or two with two tensors.
+int copied_ahead(const Problem& p, Direction direction, const Device& device) {
+  if (!device.copies) return 0;
+  constexpr std::size_t kOfBlock = 1024;
+  const std::size_t blocks = direction == Direction::forward ? 3 : 2;
+  const std::size_t room = device.shared_of_multiprocessor / blocks - kOfBlock;
+  constexpr int kMost = 3;
+  const auto most = static_cast<int>(std::min<std::int64_t>(items_of(p).chunks_of_tile, kMost));
+  int ahead = 0;
+  while (ahead < most && shared_bytes(p, direction, ahead + 1) <= room) ++ahead;
+  return ahead;
+}
+
 Policy plain(const Problem& p, Direction direction, const Device& device, const Tensors& tensors) {
   Policy policy;
+  policy.ahead = copied_ahead(p, direction, device);
   policy.launches = direction == Direction::forward || fold_delivers(p) ? 3 : 4;
   const double all = tensors.bytes * tensors.read;
   // Again from the end.
@@ -69,28 +91,30 @@ Policy resident(const Problem& p, Direction direction, const Device& device, con
                      static_cast<std::size_t>(tensors.read);
   Policy policy;
   policy.path = path;
+  policy.ahead = copied_ahead(p, direction, device);  // of what has no kernel of one read
   policy.launches = direction == Direction::forward || fold_delivers(p) ? 1 : 2;
   constexpr std::size_t kOfBlock = 1024;
   const std::size_t half = std::min(device.shared_of_block, device.shared_of_multiprocessor / 2 - kOfBlock);
   const std::size_t fixed = shared_bytes(p, direction, 0);
-  const int registers = resident_blocks(direction == Direction::forward, p.form == Form::rows, p.fused(),
-                                        static_cast<std::size_t>(size_of(p.storage)));
+  const std::int64_t element = size_of(p.storage);
+  const int registers = resident_blocks(direction == Direction::forward, p.form == Form::rows,
+                                        p.s % (16 / element) == 0, p.fused(), static_cast<std::size_t>(element));
   policy.blocks = half >= fixed + chunk ? registers : 1;
   const std::size_t room = policy.blocks == 2 ? half : device.shared_of_block;
   policy.held = room > fixed ? static_cast<int>((room - fixed) / chunk) : 0;
   const int blocks = device.multiprocessors * policy.blocks;
-  const std::int64_t wanted = ceil_div(items.chunks, std::max(policy.held, 1));
+  // Whole tiles, and all of them held.
+  const std::int64_t wanted = ceil_div(items.tiles, std::max<std::int64_t>(policy.held / items.chunks_of_tile, 1));
   // Few items: more blocks to each, so that none is idle.
   const std::int64_t idle = std::max<std::int64_t>(blocks / items.count, 1);
   const std::int64_t most = path == Path::block     ? 1
                             : path == Path::cluster ? std::min<std::int64_t>(kLargestCluster, blocks)
                                                     : blocks;
-  std::int64_t team = std::min({std::max(wanted, idle), most, std::max<std::int64_t>(items.tiles, 1)});
-  if (path == Path::cluster) team = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(team)));
+  const std::int64_t team = std::min({std::max(wanted, idle), most, std::max<std::int64_t>(items.tiles, 1)});
   policy.team = static_cast<int>(team);
   policy.teams = static_cast<int>(std::min<std::int64_t>(std::max<std::int64_t>(blocks / team, 1), items.count));
-  policy.held = static_cast<int>(
-      std::min<std::int64_t>(policy.held, ceil_div(items.chunks, team) + ceil_div(items.chunks, items.tiles)));
+  const std::int64_t share = ceil_div(items.tiles, team) * items.chunks_of_tile;
+  policy.held = static_cast<int>(std::min<std::int64_t>(policy.held, share));
   const double all = tensors.bytes * tensors.read;
   const double kept = std::min(1.0, static_cast<double>(policy.held) * static_cast<double>(team) /
                                         static_cast<double>(std::max<std::int64_t>(items.chunks, 1)));
@@ -117,17 +141,28 @@ double cost(const Problem& p, const Device& device, const Policy& policy) {
 
 constexpr const char* kNames[] = {"plain", "block", "cluster", "grid"};
 
+// What has been faster than the plain path on devices with clusters, of one group without fusions: forward in short rows of 32 bits, a
+// channel to a block, or to a cluster if channels are few, while the blocks have two turns at most.
+Path measured(const Problem& p, Direction direction, const Device& device) {
+  const Items items = items_of(p);
+  const bool faster = device.clusters && direction == Direction::forward && p.form == Form::rows &&
+                      p.storage == POPNORM_F32 && p.norm_group.count == 1 && !p.fused() && items.chunks <= 12 &&
+                      items.count <= 4 * std::int64_t{device.multiprocessors};
+  if (!faster) return Path::plain;
+  return items.count > device.multiprocessors ? Path::block : Path::cluster;
+}
+
 }  // namespace
 
 bool is_policy(const char* name) {
-  return name == nullptr || std::strcmp(name, "auto") == 0 ||
+  return name == nullptr || std::strcmp(name, "auto") == 0 || std::strcmp(name, "measured") == 0 ||
          std::ranges::any_of(kNames, [&](const char* known) { return std::strcmp(name, known) == 0; });
 }
 
-std::size_t shared_bytes(const Problem& p, Direction direction, int held) {
+std::size_t shared_bytes(const Problem& p, Direction direction, int slots) {
   const std::int64_t chunk = chunk_positions(p) * block_of(p).channels * size_of(p.storage);
   return kChunksAt +
-         static_cast<std::size_t>(chunk) * static_cast<std::size_t>(held) * (direction == Direction::forward ? 1 : 2);
+         static_cast<std::size_t>(chunk) * static_cast<std::size_t>(slots) * (direction == Direction::forward ? 1 : 2);
 }
 
 Policy choose(const Problem& p, Direction direction, const Device& device, const char* wanted, const char** why) {
@@ -140,9 +175,17 @@ Policy choose(const Problem& p, Direction direction, const Device& device, const
   const auto is = [&](Path path) {
     return wanted != nullptr && std::strcmp(wanted, kNames[static_cast<int>(path)]) == 0;
   };
-  if (wanted == nullptr || is(Path::plain)) return fallback;
+  const bool by_measure = wanted == nullptr || std::strcmp(wanted, "measured") == 0;
+  if (is(Path::plain)) return fallback;
+  if (by_measure && (p.elements() == 0 || is_weighted(p) || !counts_in_32_bits(p) || p.affine_slot.count > 1))
+    return fallback;
+  if (by_measure) {
+    const Path path = measured(p, direction, device);
+    return path == Path::plain ? fallback : resident(p, direction, device, tensors, path);
+  }
   if (p.elements() == 0) return refuse("there are no elements");
   if (is_weighted(p)) return refuse("elements have weights, or labels may make them absent");
+  if (!counts_in_32_bits(p)) return refuse("positions or offsets do not fit into 32 bits");
   if (direction == Direction::backward && p.affine_slot.count > 1) return refuse("there are several affine slots");
   if (direction == Direction::forward && p.masked() && !masks_apart(p))
     return refuse("groups end within bytes of the mask");

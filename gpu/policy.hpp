@@ -18,6 +18,7 @@ struct Device {
   std::size_t l2 = 0;
   bool clusters = false;     // of up to 8 blocks
   bool cooperative = false;  // grids whose blocks may wait for one another
+  bool copies = false;       // to shared memory, while threads go on
 };
 
 enum class Path {
@@ -34,13 +35,15 @@ struct Policy {
   int teams = 1;   // at work at once
   int blocks = 1;  // per multiprocessor
   int held = 0;    // chunks of each tensor that a block keeps
+  int ahead = 0;   // chunks of each tensor that a block of the plain path copies ahead of its sums
   int launches = 0;
   // Bytes from and to memory, once over the tensors beyond what is in the chip's shared memory and L2 cache when it is read again.
   double read = 0;
   double written = 0;
 };
 
-// "plain", "block", "cluster", "grid", "auto", or null, which is "plain": on an H200 the fastest for nearly every layer.
+// "plain", "block", "cluster", "grid"; "auto", by the bytes that each would move; "measured", or null: one read where that has been
+// faster on a device (docs/performance.md), and plain.
 bool is_policy(const char* name);
 // Where a path cannot be had (`why` says so, if it is not null), plain.
 Policy choose(const Problem& p, Direction direction, const Device& device, const char* wanted, const char** why);
@@ -48,8 +51,8 @@ Policy choose(const Problem& p, Direction direction, const Device& device, const
 // "cluster: 4 blocks x 33 teams hold 6 chunks each, 1 launch, reads 1.02 T, writes 1.00 T".
 void describe(const Problem& p, const Policy& policy, char* text, std::size_t size);
 
-// What a kernel of one read asks for.
-std::size_t shared_bytes(const Problem& p, Direction direction, int held);
+// What a kernel asks for that has slots for so many chunks of each tensor.
+std::size_t shared_bytes(const Problem& p, Direction direction, int slots);
 
 }  // namespace popnorm::cuda
 

@@ -80,6 +80,7 @@ popnorm_status ask_device(Device& device) {
   device.l2 = static_cast<std::size_t>(attribute(cudaDevAttrL2CacheSize));
   device.clusters = attribute(cudaDevAttrClusterLaunch) != 0;
   device.cooperative = attribute(cudaDevAttrCooperativeLaunch) != 0;
+  device.copies = attribute(cudaDevAttrComputeCapabilityMajor) >= 8;
   if (status == cudaSuccess) return POPNORM_SUCCESS;
   return fail(POPNORM_INTERNAL, "plan: the current device cannot be asked what it has: %s", cudaGetErrorString(status));
 }

@@ -29,9 +29,6 @@ inline Block block_of(const Problem& p) {
   return {x, kThreads / x, static_cast<int>(x * pack)};
 }
 
-// Channels that a block folds at a time: a sector of memory, so that many threads share the tiles of each.
-inline int fold_columns(const Problem& p) { return std::min(block_of(p).channels, 4); }
-
 // Blocks of channels side by side that a grid can have.
 inline constexpr std::int64_t kMostChannelBlocks = (std::int64_t{1} << 31) - 1;
 inline std::int64_t channel_blocks(const Problem& p) {
@@ -50,10 +47,12 @@ inline Extents extents_of(const Problem& p) { return {p.n, p.c, Divisor(p.s)}; }
 
 inline Operand operand(const Problem& p, const void* first, const Strides& strides) {
   const bool rows = p.form == Form::rows;
-  const std::int64_t pack = 16 / size_of(p.storage);
-  const bool packs = reinterpret_cast<std::uintptr_t>(first) % 16 == 0 && strides.sample % pack == 0 &&
-                     strides.row % pack == 0 && (!rows || p.s % pack == 0);
-  return {const_cast<void*>(first), strides.sample, rows ? strides.row : 1, rows ? 1 : strides.row, packs};
+  const auto lie = [&](std::int64_t bytes) {  // side by side
+    const std::int64_t elements = bytes / size_of(p.storage);
+    return reinterpret_cast<std::uintptr_t>(first) % static_cast<std::uintptr_t>(bytes) == 0 &&
+           strides.sample % elements == 0 && strides.row % elements == 0 && (!rows || p.s % elements == 0);
+  };
+  return {const_cast<void*>(first), strides.sample, rows ? strides.row : 1, rows ? 1 : strides.row, lie(16), lie(8)};
 }
 
 // Samples are normalized by so many rows of statistics at most: those of groups, or of population slots that are given.
@@ -109,22 +108,34 @@ struct Maps {
 
 inline bool labelled(const Groups& groups) { return groups.kind == POPNORM_LABELS; }
 
-// Chunks that a block takes at a time: up to eight where that leaves stretches for many blocks.
+// Chunks that a block takes at a time, where that leaves stretches for many blocks: up to eight; in the rows form three, which divide
+// what a block of a kernel of one read can keep.
 inline std::int64_t stretch_of(const Problem& p) {
-  constexpr std::int64_t kMostBlocks = 1024;
-  return std::clamp<std::int64_t>(chunks_of(p) * channel_blocks(p) / kMostBlocks, 1, 8);
+  const bool rows = p.form == Form::rows;
+  return std::clamp<std::int64_t>(chunks_of(p) * channel_blocks(p) / (rows ? 1024 : 512), 1, rows ? 3 : 8);
 }
 
 // Positions of a tile: whole stretches, so many that the partial results of all stay within 1/64 of a tensor and 4 MB.
 inline std::int64_t tile_length(const Problem& p) {
   constexpr std::int64_t kSlotBytes = 3 * sizeof(double), kMostBytes = std::int64_t{4} << 20;
-  const std::int64_t least = 2048 / size_of(p.storage);
+  const std::int64_t least = 64 * kSlotBytes / size_of(p.storage);
   const std::int64_t budget = p.n * p.s * p.c / (kMostBytes / kSlotBytes) + 1;
   const std::int64_t stretch = stretch_of(p) * chunk_positions(p);
   return (std::max(least, budget) + stretch - 1) / stretch * stretch;
 }
 
 inline Tiles tiles_of(const Problem& p, const Groups& groups) { return tiles_of(groups, p.s, tile_length(p)); }
+
+// Channels that a block folds at a time, side by side in memory: a sector where tiles are many, so that many threads share those of
+// each; more where they are few.
+inline int fold_columns(const Problem& p) {
+  constexpr std::uint64_t kLeast = 4, kMost = 32;
+  const auto tiles = static_cast<std::uint64_t>(tiles_of(p, groups_of(p, p.norm_group, nullptr)).per_group.by());
+  const std::uint64_t leaves =
+      p.norm_group.kind == POPNORM_LABELS ? kThreads : std::bit_ceil(std::max<std::uint64_t>(tiles, 1));
+  const std::uint64_t columns = std::clamp(kThreads / leaves, kLeast, kMost);
+  return p.form == Form::rows ? static_cast<int>(columns) : std::min(block_of(p).channels, static_cast<int>(columns));
+}
 
 }  // namespace popnorm::cuda
 

@@ -76,14 +76,14 @@ class Normalized {
   std::int64_t c_;
   const Rows<A>& rows_;
   RowOf row_of_;
-  Place<A> place_;
+  Place<A, Count<kAccess>> place_;
   NormalizeRow<A> of_[Shape<T, kAccess>::kChannels]{};
 };
 
 // Writes the bits of a chunk, of which each thread has those of its elements. Neighbouring lanes share a byte; chunks and groups
 // must not (gpu/policy.cu).
 template <class T, Access kAccess>
-__device__ __forceinline__ void put_mask(const Mask& mask, const Range& range, unsigned passed) {
+__device__ __forceinline__ void put_mask(const Mask& mask, Packs<T, kAccess> packs, unsigned passed) {
   using S = Shape<T, kAccess>;
   constexpr unsigned kLanes = 8 / S::kPack;
   const unsigned lanes = S::kRows || blockDim.x > kLanes ? kLanes : blockDim.x;
@@ -94,23 +94,21 @@ __device__ __forceinline__ void put_mask(const Mask& mask, const Range& range, u
     bytes |= std::uint64_t{passed >> (i * S::kPack) & S::kWhole} << (8 * i + static_cast<int>(lane) * S::kPack);
   for (unsigned other = 1; other < lanes; other *= 2) bytes |= shuffle_xor(bytes, static_cast<int>(other));
   if (lane != 0) return;
-  Packs<T, kAccess> packs(range);
 #pragma unroll
   for (int i = 0; i < S::kPacks; ++i, packs.next())
     if (packs.mask() != 0)
-      *mask.at<S::kRows>(packs.place(0), range.extents.s.by()).byte = static_cast<std::uint8_t>(bytes >> (8 * i));
+      *mask.at<S::kRows>(packs.place(0), packs.extents().s.by()).byte = static_cast<std::uint8_t>(bytes >> (8 * i));
 }
 
 template <class T, Access kAccess>
-__device__ __forceinline__ unsigned masked_bits(const Mask& mask, const Range& range) {
+__device__ __forceinline__ unsigned masked_bits(const Mask& mask, Packs<T, kAccess> packs) {
   using S = Shape<T, kAccess>;
   unsigned passed = 0;
-  Packs<T, kAccess> packs(range);
 #pragma unroll
   for (int i = 0; i < S::kPacks; ++i, packs.next())
     for_each_part(packs, packs.mask(), false, [&](unsigned part) {
       const int first = lowest_bit(part);
-      const Mask::Bit from = mask.at<S::kRows>(packs.place(first), range.extents.s.by());
+      const Mask::Bit from = mask.at<S::kRows>(packs.place(first), packs.extents().s.by());
       unsigned bits = *from.byte;
       if (S::kRows && from.number + S::kPack > 8) bits |= static_cast<unsigned>(from.byte[1]) << 8;
       passed |= (bits >> from.number << first & part) << (i * S::kPack);
@@ -120,12 +118,11 @@ __device__ __forceinline__ unsigned masked_bits(const Mask& mask, const Range& r
 
 // The bits that forward's z had.
 template <class A, class T, Access kAccess, class RowOf>
-__device__ __forceinline__ unsigned recomputed_bits(const Range& range, const Rows<A>& rows, const Chunk<T, kAccess>& x,
-                                                    const RowOf& row_of) {
+__device__ __forceinline__ unsigned recomputed_bits(Packs<T, kAccess> packs, const Rows<A>& rows,
+                                                    const Chunk<T, kAccess>& x, const RowOf& row_of) {
   using S = Shape<T, kAccess>;
-  Normalized<A, T, kAccess, RowOf> normalized(range.extents, range.c, rows, row_of);
+  Normalized<A, T, kAccess, RowOf> normalized(packs.extents(), packs.channel(), rows, row_of);
   unsigned passed = 0;
-  Packs<T, kAccess> packs(range);
 #pragma unroll
   for (int i = 0; i < S::kPacks; ++i, packs.next())
     by_samples(
@@ -150,14 +147,14 @@ struct Gate {
 };
 
 template <class A, class T, Access kAccess, bool kFused, class RowOf>
-__device__ __forceinline__ Gate<A, kFused> gate_of(const BackwardFusion& fusion, const Range& range,
+__device__ __forceinline__ Gate<A, kFused> gate_of(const BackwardFusion& fusion, const Packs<T, kAccess>& packs,
                                                    const Rows<A>& rows, const Chunk<T, kAccess>& x,
                                                    const RowOf& row_of) {
   if constexpr (!kFused) return {};
   // A mask should have been written, which only the device knows. If it was not, gradients are NaN.
   if (fusion.mask.first != nullptr && !rows.masked) return {{NAN, true}, 0};
-  if (fusion.mask.first != nullptr) return {fusion.activation, masked_bits<T, kAccess>(fusion.mask, range)};
-  if (fusion.recomputes) return {fusion.activation, recomputed_bits<A>(range, rows, x, row_of)};
+  if (fusion.mask.first != nullptr) return {fusion.activation, masked_bits(fusion.mask, packs)};
+  if (fusion.recomputes) return {fusion.activation, recomputed_bits<A>(packs, rows, x, row_of)};
   return {fusion.activation, ~0U};
 }
 

@@ -48,11 +48,11 @@ class Gradient {
   __device__ __forceinline__ bool alike() const { return place_.alike(); }
 
   template <bool kWeighted, bool kFused>
-  __device__ __forceinline__ void put(const Operand& dx, const Range& range, const Chunk<T, kAccess>& x,
+  __device__ __forceinline__ void put(const Operand& dx, const Packs<T, kAccess>& packs, const Chunk<T, kAccess>& x,
                                       const Chunk<T, kAccess>& dy, const Gate<A, kFused>& gate, bool alike,
                                       [[maybe_unused]] const float* weight) {
     write_chunk<T, kAccess>(
-        dx, range, alike, [&](std::int64_t sample) { enter(sample); },
+        dx, packs, alike, [&](std::int64_t sample) { enter(sample); },
         [&](int i, int k) {
           if (!is_narrow(kAccess) && !x.has(i)) return to_storage<T>(A(0));
           const A gradient = of_[k].a * gate.gradient(i, to_arithmetic(dy.held[i]));
@@ -81,7 +81,7 @@ class Gradient {
   std::int64_t c_;
   const Rows<A>& rows_;
   RowOf row_of_;
-  Place<A> place_;
+  Place<A, Count<kAccess>> place_;
   struct Coefficients {
     A hi, invstd, a, k1, k2;
     bool through;
@@ -90,10 +90,11 @@ class Gradient {
 
 // The gradient of z, which the residual takes over.
 template <class A, class T, Access kAccess>
-__device__ __forceinline__ void put_dresidual(const Operand& dresidual, const Range& range, const Chunk<T, kAccess>& x,
-                                              const Chunk<T, kAccess>& dy, const Gate<A, true>& gate) {
+__device__ __forceinline__ void put_dresidual(const Operand& dresidual, const Packs<T, kAccess>& packs,
+                                              const Chunk<T, kAccess>& x, const Chunk<T, kAccess>& dy,
+                                              const Gate<A, true>& gate) {
   write_chunk<T, kAccess>(
-      dresidual, range, true, [](std::int64_t) {},
+      dresidual, packs, true, [](std::int64_t) {},
       [&](int i, int) {
         return to_storage<T>(is_narrow(kAccess) || x.has(i) ? gate.gradient(i, to_arithmetic(dy.held[i])) : A(0));
       });
@@ -114,17 +115,17 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
   };
   Gradient<A, T, kAccess, decltype(row_of)> gradient(args.extents, c, rows, row_of);
   with_alike<kAccess>(gradient.alike(), [&](auto alike) {
-    for_each_chunk_from_end<T, kAccess>(args.extents, args.stretch, c, [&](const Range& range) {
+    for_each_chunk_from_end<T, kAccess>(args.extents, args.stretch, c, [&](const Packs<T, kAccess>& packs) {
       Chunk<T, kAccess> x, dy;
       float weight[kWeighted ? Shape<T, kAccess>::kWeights : 1];
-      x.load(args.x, range, true);
-      dy.load(args.dy, range, true);
-      if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, weight);
-      const Gate<A, kFused> gate = gate_of<A, T, kAccess, kFused>(args.fusion, range, rows, x, statistics_of);
+      x.load(args.x, packs, true);
+      dy.load(args.dy, packs, true);
+      if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, packs, weight);
+      const Gate<A, kFused> gate = gate_of<A, T, kAccess, kFused>(args.fusion, packs, rows, x, statistics_of);
       if constexpr (kFused)
-        if (args.dresidual.first != nullptr) put_dresidual(args.dresidual, range, x, dy, gate);
+        if (args.dresidual.first != nullptr) put_dresidual(args.dresidual, packs, x, dy, gate);
       if (kFused && args.dx.first == nullptr) return;
-      gradient.template put<kWeighted>(args.dx, range, x, dy, gate, alike, weight);
+      gradient.template put<kWeighted>(args.dx, packs, x, dy, gate, alike, weight);
     });
   });
 }

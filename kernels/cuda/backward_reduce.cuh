@@ -36,6 +36,7 @@ struct BackwardReduceArgs {
   ClassTiles tiles;
   double* dy_of_tile = nullptr;       // [tiles][c]
   double* dy_xhat_of_tile = nullptr;  // [tiles][c]
+  int ahead = 0;                      // pairs of chunks that are copied ahead
 };
 
 // The sums of a thread's elements, chunk after chunk: at most four of a channel in A, then in double. row_of(row, k) is the row of
@@ -55,13 +56,12 @@ class Products {
   __device__ __forceinline__ bool alike() const { return place_.alike(); }
 
   template <bool kFused>
-  __device__ __forceinline__ void add(const Range& range, const Chunk<T, kAccess>& x, const Chunk<T, kAccess>& dy,
+  __device__ __forceinline__ void add(Packs<T, kAccess> packs, const Chunk<T, kAccess>& x, const Chunk<T, kAccess>& dy,
                                       const Gate<A, kFused>& gate, bool alike, TwoSums (&sums)[S::kChannels]) {
     constexpr int kRun = 4;
     constexpr int kRuns = S::kRows && S::kPack > kRun ? S::kPack / kRun : 1;  // of a pack
     constexpr int kPacksOfRun = S::kRows ? 1 : kRun;
     A sum[kRuns][S::kChannels]{}, products[kRuns][S::kChannels]{};
-    Packs<T, kAccess> packs(range);
 #pragma unroll
     for (int i = 0; i < S::kPacks; ++i, packs.next()) {
       by_samples(
@@ -100,43 +100,40 @@ class Products {
   const Rows<A>& rows_;
   bool scaled_;
   RowOf row_of_;
-  Place<A> place_;
+  Place<A, Count<kAccess>> place_;
   struct Coefficients {
     A hi, invstd, shift, scale;
   } of_[S::kChannels]{};
 };
 
-// The sums of a tile of a class, of which all threads get theirs; `keep` gets every pair of chunks.
-template <class A, class T, Access kAccess, bool kWeighted, bool kFused, class RowOf, class Keep>
-__device__ __forceinline__ void tile_sums(const BackwardReduceArgs<A>& args, const Rows<A>& rows, const Groups& classed,
-                                          const Tile& tile, std::int64_t c, const RowOf& row_of, void* shared,
-                                          TwoSums (&sums)[Shape<T, kAccess>::kChannels], Keep&& keep) {
+// The sums of a tile of a class, of which all threads get theirs. read(x, dy, packs, i) reads the i-th chunks of the tile.
+template <class A, class T, Access kAccess, bool kWeighted, bool kFused, class RowOf, class Read>
+__device__ __forceinline__ void tile_sums(const BackwardReduceArgs<A>& args, const Rows<A>& rows,
+                                          const Stretch<T, kAccess>& tile, const RowOf& row_of, void* shared,
+                                          TwoSums (&sums)[Shape<T, kAccess>::kChannels], const Read& read) {
   using S = Shape<T, kAccess>;
 #pragma unroll
   for (int k = 0; k < S::kChannels; ++k) sums[k] = {0, 0};
-  const Members members = classed.members(tile.group);
   // Samples of one row are alike, unless a label can make the first of them absent.
   const bool of_one_row = args.classes == Classes::rows && !args.scaled && rows.affine.kind != POPNORM_LABELS;
-  const std::int64_t step = S::positions(static_cast<int>(blockDim.y));
   using Own = Products<A, T, kAccess, RowOf>;
-  const std::int64_t first = members.at(std::int64_t{0});
-  Own products(args.extents, c, rows, first, of_one_row, args.scaled, row_of);
+  const std::int64_t first = tile.members.at(0);
+  const int chunks = tile.chunks();
+  Own products(args.extents, tile.c, rows, first, of_one_row, args.scaled, row_of);
   with_alike<kAccess>(products.alike(), [&](auto alike) {
+    Packs<T, kAccess> packs = tile.packs(args.extents);
 #pragma unroll 1
-    for (std::int64_t at = tile.begin; at < tile.end; at += step) {
-      const Range range{args.extents, members, at, at + step < tile.end ? at + step : tile.end, c};
+    for (int i = 0; i < chunks; ++i, packs.next_chunk()) {
       Chunk<T, kAccess> x, dy;
-      x.load(args.x, range, keep.has_room());
-      dy.load(args.dy, range, keep.has_room());
-      keep(x, dy);
-      if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, nullptr);
-      const Gate<A, kFused> gate = gate_of<A, T, kAccess, kFused>(args.fusion, range, rows, x, row_of);
-      // Coefficients that live from chunk to chunk would leave wide access too few registers for those of a recomputed sign.
-      if constexpr (is_narrow(kAccess))
-        products.add(range, x, dy, gate, alike, sums);
+      read(x, dy, packs, i);
+      if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, packs, nullptr);
+      const Gate<A, kFused> gate = gate_of<A, T, kAccess, kFused>(args.fusion, packs, rows, x, row_of);
+      // Coefficients that live from chunk to chunk would leave too few registers for those of a recomputed sign.
+      if constexpr (is_narrow(kAccess) && !(kFused && S::kChannels > 4))
+        products.add(packs, x, dy, gate, alike, sums);
       else
-        Own(args.extents, c, rows, first, of_one_row, args.scaled, row_of)
-            .add(range, x, dy, gate, S::kRows && alike, sums);
+        Own(args.extents, tile.c, rows, first, of_one_row, args.scaled, row_of)
+            .add(packs, x, dy, gate, S::kRows && alike, sums);
     }
   });
   block_reduce(sums, Columns(static_cast<int>(blockDim.x)), shared, Add());
@@ -147,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
     backward_reduce_kernel(const __grid_constant__ BackwardReduceArgs<Arithmetic<T>> args) {
   wait_for_earlier_launches();
   using A = Arithmetic<T>;
-  void* const shared = shared_memory<std::byte>();
+  std::byte* const shared = shared_memory<std::byte>();
   const std::int64_t c = first_channel<T, kAccess>(blockIdx.x);
   const Rows<A> rows = args.source.get();
   if (args.for_dx_alone && rows.given) return;
@@ -157,9 +154,15 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
     const Tile tile = Tile::numbered(classed, tiles, args.extents.s.by(), number);
     if (tile.begin >= tile.end) continue;
     TwoSums sums[Shape<T, kAccess>::kChannels];
+    const Slots<T, kAccess, 2> slots(shared + kChunksAt, args.ahead);
+    const Stretch<T, kAccess> stretch{classed.members(tile.group), c, tile.begin, tile.end};
+    Ring<T, kAccess, 2> ring(slots, stretch, args.extents, args.x, args.dy);
     tile_sums<A, T, kAccess, kWeighted, kFused>(
-        args, rows, classed, tile, c, [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); },
-        shared, sums, KeepNothing());
+        args, rows, stretch, [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); }, shared,
+        sums,
+        [&](Chunk<T, kAccess>& x, Chunk<T, kAccess>& dy, const Packs<T, kAccess>& packs, int i) {
+          ring.read(stretch.chunks() - i, packs, x, args.x, dy, args.dy);
+        });
     if (threadIdx.y != 0) continue;
     for_each_channel<T, kAccess>(args.extents, c, [&](int k) {
       args.dy_of_tile[number * args.extents.c + c + k] = sums[k].first;
@@ -217,7 +220,7 @@ __device__ __forceinline__ GradientRow<A> gradient_of(const FoldSumsArgs<A>& arg
 }
 
 // The sums of a class from its tiles.
-template <class A>
+template <int kMost, class A>
 __device__ __forceinline__ TwoSums merged_sums(const FoldSumsArgs<A>& args, const Groups& classed, const Tiles& tiles,
                                                std::int64_t of, std::int64_t c, const Columns& columns, void* shared) {
   const bool there = c < args.extents.c;
@@ -225,8 +228,8 @@ __device__ __forceinline__ TwoSums merged_sums(const FoldSumsArgs<A>& args, cons
     const std::int64_t at = tile * args.extents.c + c;
     return there ? TwoSums{args.dy_of_tile[at], args.dy_xhat_of_tile[at]} : TwoSums{0, 0};
   };
-  const TwoSums all = merged_tiles(classed, tiles, args.extents.s.by(), of, columns, TwoSums{0, 0}, get, Add());
-  return block_reduce(all, columns, shared, Add());
+  return merged_tiles<kMost>(classed, tiles, args.extents.s.by(), of, args.columns, columns, shared, TwoSums{0, 0}, get,
+                             Add());
 }
 
 template <class A>
@@ -241,7 +244,7 @@ __global__ void __launch_bounds__(kThreads, 1) fold_sums_kernel(const __grid_con
     const std::int64_t i = of * args.extents.c + c;
     TwoSums all{0, 0};
     if (args.of_tiles)
-      all = merged_sums(args, classed, args.tiles.of_class(args.classes, rows.given), of, c, columns, shared);
+      all = merged_sums<1>(args, classed, args.tiles.of_class(args.classes, rows.given), of, c, columns, shared);
     if (columns.of_y() != 0 || c >= args.extents.c) continue;
     if (args.of_tiles && args.dy_of_class != nullptr) {
       args.dy_of_class[i] = all.first;

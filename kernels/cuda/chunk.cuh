@@ -56,6 +56,9 @@ struct Shape {
   static constexpr int kPerChannel = kHeld / kChannels;    // elements
   static constexpr int kWeights = kRows ? kHeld : kPacks;  // weights are of positions
   static constexpr unsigned kWhole = (1U << kPack) - 1;    // a pack without absent elements
+  // Of 16 bits, half packs are worth asking for where packs are not to be had: images of 14 x 14.
+  static constexpr int kHalf = kPack / 2;
+  static constexpr bool kHalves = kAccess == Access::loose_rows && sizeof(T) == 2;
 
   // The e-th element of a thread's k-th channel, the channel of the j-th of a pack, and what weighs that.
   POPNORM_INLINE static constexpr int element(int e, int k) { return kRows ? e : e * kPack + k; }
@@ -84,39 +87,42 @@ __device__ __forceinline__ std::int64_t first_channel(std::int64_t block) {
   return (block * blockDim.x + threadIdx.x) * Shape<T, kAccess>::kChannels;
 }
 
-// Positions [begin, end) of a group, counted sample after sample, in the channels from c on.
-struct Range {
-  const Extents& extents;
-  Members members;
-  std::int64_t begin;
-  std::int64_t end;
-  std::int64_t c;  // the thread's first
-};
+// Positions, channels, samples and rows are counted in; the samples of a group, so.
+template <Access kAccess>
+using Count = std::conditional_t<is_narrow(kAccess), int, std::int64_t>;
+template <Access kAccess>
+using Samples = std::conditional_t<is_narrow(kAccess), NarrowMembers, Members>;
 
-// A thread's packs of a chunk one after the other.
+// A thread's packs one after the other, of chunks of positions [begin, end) of a group, counted sample after sample, in its channels
+// from c on. Those of the next chunk follow on those of a chunk.
 template <class T, Access kAccess>
 class Packs {
   using S = Shape<T, kAccess>;
   using Index = std::conditional_t<is_narrow(kAccess), std::uint32_t, std::int64_t>;
 
  public:
-  __device__ __forceinline__ explicit Packs(const Range& range)
-      : range_(range),
-        at_(static_cast<Index>(range.begin) + static_cast<Index>(S::kRows ? threadIdx.y * S::kPack : threadIdx.y)),
-        step_(static_cast<Index>(S::kRows ? kThreads * S::kPack : blockDim.y)),
-        walk_(at_, step_, range.extents.s) {}
+  __device__ __forceinline__ Packs(const Extents& extents, const Samples<kAccess>& members, std::int64_t c,
+                                   std::int64_t begin, std::int64_t end)
+      : extents_(&extents),
+        members_(members),
+        c_(static_cast<Count<kAccess>>(c)),
+        end_(static_cast<Index>(end)),
+        walk_(static_cast<Index>(begin) + static_cast<Index>(S::kRows ? threadIdx.y * S::kPack : threadIdx.y), step(),
+              extents.s) {}
 
-  __device__ __forceinline__ void next() {
-    at_ += step_;
-    walk_.step();
+  __device__ __forceinline__ void next() { walk_.step(); }
+  __device__ __forceinline__ void next_chunk() {
+#pragma unroll
+    for (int i = 0; i < S::kPacks; ++i) next();
   }
+  __device__ __forceinline__ const Extents& extents() const { return *extents_; }
+  __device__ __forceinline__ std::int64_t channel() const { return c_; }
   // Which elements of the pack there are.
   __device__ __forceinline__ unsigned mask() const {
     if constexpr (is_even(kAccess)) {
-      return at_ < static_cast<Index>(range_.end) && (S::kRows || range_.c < range_.extents.c) ? S::kWhole : 0;
+      return at() < end_ && (S::kRows || c_ < extents_->c) ? S::kWhole : 0;
     } else {
-      const auto end = static_cast<Index>(range_.end);
-      const std::int64_t left = at_ >= end ? 0 : S::kRows ? end - at_ : range_.extents.c - range_.c;
+      const std::int64_t left = at() >= end_ ? 0 : S::kRows ? end_ - at() : extents_->c - c_;
       return left >= S::kPack ? S::kWhole : left > 0 ? (1U << left) - 1 : 0;
     }
   }
@@ -124,7 +130,7 @@ class Packs {
   __device__ __forceinline__ unsigned of_one_sample(unsigned left) const {
     if (!S::kRows || is_even(kAccess)) return left;
     const int first = lowest_bit(left);
-    const std::int64_t end = first + range_.extents.s.by() - place(first).position;
+    const std::int64_t end = first + extents_->s.by() - place(first).position;
     return end < S::kPack ? left & ((1U << end) - 1) : left;
   }
   // The sample, position and channel of the pack's j-th.
@@ -136,12 +142,12 @@ class Packs {
   __device__ __forceinline__ Place place(int j) const {
     Index sample = walk_.sample(), position = walk_.position() + (S::kRows ? j : 0);
     if constexpr (S::kRows && !is_even(kAccess))
-      if (position >= static_cast<Index>(range_.extents.s.by())) {
-        const Index beyond = range_.extents.s.quotient(position);
+      if (const auto s = static_cast<Index>(extents_->s.by()); position >= s) {
+        const Index beyond = s >= S::kPack ? 1 : extents_->s.quotient(position);
         sample += beyond;
-        position -= beyond * static_cast<Index>(range_.extents.s.by());
+        position -= beyond * s;
       }
-    return {range_.members.at(sample), position, range_.c + S::channel(j)};
+    return {members_.at(sample), position, c_ + S::channel(j)};
   }
   // The pack's j-th in memory.
   __device__ __forceinline__ T* of(const Operand& operand, int j) const {
@@ -155,9 +161,18 @@ class Packs {
   }
 
  private:
-  const Range& range_;
-  Index at_;
-  Index step_;
+  // Counted again where it is asked for, which takes no register.
+  __device__ __forceinline__ Index at() const {
+    return walk_.sample() * static_cast<Index>(extents_->s.by()) + walk_.position();
+  }
+  __device__ __forceinline__ static Index step() {
+    return static_cast<Index>(S::kRows ? kThreads * S::kPack : blockDim.y);
+  }
+
+  const Extents* extents_;
+  Samples<kAccess> members_;
+  Count<kAccess> c_;
+  Index end_;
   Walk<Index> walk_;
 };
 
@@ -174,22 +189,42 @@ struct Chunk {
   __device__ __forceinline__ bool has(int i) const {
     return (present >> (is_even(kAccess) ? i / S::kPack * S::kPack : i) & 1U) != 0;
   }
+  __device__ __forceinline__ bool whole() const { return present == (~0U >> (32 - S::kHeld)); }
   // What there is of the i-th pack.
   __device__ __forceinline__ unsigned mask(int i) const {
     if constexpr (is_even(kAccess)) return has(i * S::kPack) ? S::kWhole : 0;
     return present >> (i * S::kPack) & S::kWhole;
   }
 
-  // To and from shared memory, of which each thread reads what it wrote: 16 bytes of each thread side by side.
-  __device__ __forceinline__ void put(void* slot) const {
+  // Begins to copy to shared memory (kernels/cuda/intrinsics.cuh), of which each thread reads what it has copied: 16 bytes of each
+  // thread side by side.
+  __device__ __forceinline__ static void copy(void* slot, const Operand& from, Packs<T, kAccess> packs) {
 #pragma unroll
-    for (int i = 0; i < S::kPacks; ++i)
-      *(static_cast<Pack*>(slot) + i * kThreads + Columns::thread()) =
-          *reinterpret_cast<const Pack*>(held + i * S::kPack);
+    for (int i = 0; i < S::kPacks; ++i, packs.next()) {
+      const unsigned mask = packs.mask();
+      T* const to = (static_cast<Pack*>(slot) + i * kThreads + Columns::thread())->element;
+      if ((is_even(kAccess) || (!is_narrow(kAccess) && from.packs)) && mask == S::kWhole) {
+        copy_async<16>(to, packs.of(from, 0));
+      } else if constexpr (!is_even(kAccess)) {
+        if (S::kHalves && from.halves) {
+#pragma unroll
+          for (int j = 0; j < S::kPack; j += S::kHalf)
+            if ((mask >> j & 1U) != 0) copy_async<8>(to + j, packs.of(from, j));
+          continue;
+        }
+#pragma unroll
+        for (int j = 0; j < S::kPack; ++j) {
+          if ((mask >> j & 1U) == 0) continue;
+          if constexpr (sizeof(T) >= 4)
+            copy_async<sizeof(T)>(to + j, packs.of(from, j));
+          else
+            to[j] = *packs.of(from, j);
+        }
+      }
+    }
   }
-  __device__ __forceinline__ void get(const void* slot, const Range& range) {
+  __device__ __forceinline__ void get(const void* slot, Packs<T, kAccess> packs) {
     present = 0;
-    Packs<T, kAccess> packs(range);
 #pragma unroll
     for (int i = 0; i < S::kPacks; ++i, packs.next()) {
       present |= packs.mask() << (i * S::kPack);
@@ -198,9 +233,8 @@ struct Chunk {
     }
   }
 
-  __device__ __forceinline__ void load(const Operand& from, const Range& range, bool last) {
+  __device__ __forceinline__ void load(const Operand& from, Packs<T, kAccess> packs, bool last) {
     present = 0;
-    Packs<T, kAccess> packs(range);
 #pragma unroll
     for (int i = 0; i < S::kPacks; ++i, packs.next()) {
       const unsigned mask = packs.mask();
@@ -210,6 +244,12 @@ struct Chunk {
       if constexpr (is_even(kAccess)) {
         load_16(held + i * S::kPack, mask != 0 ? packs.of(from, 0) : anywhere, last);
       } else if constexpr (is_narrow(kAccess)) {
+        if (S::kHalves && from.halves) {
+#pragma unroll
+          for (int j = 0; j < S::kPack; j += S::kHalf)
+            load_8(held + i * S::kPack + j, (mask >> j & 1U) != 0 ? packs.of(from, j) : anywhere);
+          continue;
+        }
 #pragma unroll
         for (int j = 0; j < S::kPack; ++j)
           held[i * S::kPack + j] = *((mask >> j & 1U) != 0 ? packs.of(from, j) : anywhere);
@@ -228,8 +268,7 @@ struct Chunk {
   }
 
   // Takes out what is absent; weight[kWeights], if it is not null, is what the others count.
-  __device__ __forceinline__ void weigh(const Presence& presence, const Range& range, float* weight) {
-    Packs<T, kAccess> packs(range);
+  __device__ __forceinline__ void weigh(const Presence& presence, Packs<T, kAccess> packs, float* weight) {
 #pragma unroll
     for (int i = 0; i < S::kPacks; ++i, packs.next()) {
 #pragma unroll
@@ -247,11 +286,12 @@ struct Chunk {
   }
 };
 
-// Shared memory of a block: what reductions need; 24 bytes for each of up to 64 channels, in double for 16, that a kernel of one read
-// knows of their rows; a word; the chunks that it keeps.
+// Shared memory of a block: what reductions need; a number for each warp and channel, of which there are up to 64, in double 16; 24
+// bytes for each channel that a kernel of one read knows of their rows; chunks.
+inline constexpr std::size_t kPivotsAt = kReduceBytes;
+inline constexpr std::size_t kRowsAt = kPivotsAt + kThreads / kWarp * 64 * sizeof(float);
 inline constexpr std::size_t kRowBytes = 64 * 24;
-inline constexpr std::size_t kFlagAt = kReduceBytes + kRowBytes;
-inline constexpr std::size_t kChunksAt = kFlagAt + 16;
+inline constexpr std::size_t kChunksAt = kRowsAt + kRowBytes;
 inline constexpr std::size_t kChunkBytes = kThreads * 64;
 
 // Blocks to a multiprocessor that leave a kernel enough registers on every architecture, where it needs so many at most: chunks that a
@@ -262,18 +302,11 @@ POPNORM_INLINE constexpr int blocks_for(Access access, std::size_t element, int 
   return !is_narrow(access) || element == sizeof(double) ? 1 : registers <= 80 ? 3 : registers <= 128 ? 2 : 1;
 }
 
-// The same of kernels of one read. With two, one writes while the other reads; not for the sums of several channels a thread, nor for
-// two tensors, of which a residual is one.
-POPNORM_INLINE constexpr int resident_blocks(bool forward, bool rows, bool fused, std::size_t element) {
-  return forward && rows && !fused && element > 2 ? 2 : 1;
+// The same of kernels of one read. Two where that leaves registers enough: not for the sums of several channels a thread, for a
+// residual or a recomputed sign, for single elements of 16 bits or of two tensors, or in double.
+POPNORM_INLINE constexpr int resident_blocks(bool forward, bool rows, bool even, bool fused, std::size_t element) {
+  return rows && !fused && element < sizeof(double) && (even || (forward && element == 4)) ? 2 : 1;
 }
-
-// On the plain path no chunk is kept: what is needed again is read again.
-struct KeepNothing {
-  __device__ __forceinline__ bool has_room() const { return false; }
-  template <class... Chunks>
-  __device__ __forceinline__ void operator()(const Chunks&...) const {}
-};
 
 // std::bool_constant, which kernels on a device cannot ask.
 template <bool kValue>
@@ -319,8 +352,8 @@ __device__ __forceinline__ void by_samples(const Packs<T, kAccess>& packs, unsig
   });
 }
 
-// Calls body(range) for the running block's stretches of chunks of all samples, walked as one group; from the end, because what sums
-// were taken of last is still near.
+// Calls body(packs) for the chunks of the running block's stretches of all samples, walked as one group; from the end, because what
+// sums were taken of last is still near.
 template <class T, Access kAccess, class Body>
 __device__ __forceinline__ void for_each_chunk_from_end(const Extents& extents, std::int64_t stretch, std::int64_t c,
                                                         const Body& body) {
@@ -331,7 +364,7 @@ __device__ __forceinline__ void for_each_chunk_from_end(const Extents& extents, 
 #pragma unroll 1
     for (std::int64_t number = last; number >= 0 && number > last - stretch; --number) {
       const std::int64_t at = number * step;
-      body(Range{extents, Members::all(), at, at + step < positions ? at + step : positions, c});
+      body(Packs<T, kAccess>(extents, Samples<kAccess>(Members::all()), c, at, positions));
     }
   }
 }
@@ -339,10 +372,9 @@ __device__ __forceinline__ void for_each_chunk_from_end(const Extents& extents, 
 // Writes a chunk: enter(sample) before elements of another sample that is not `alike`, value(i, k) for the i-th element, of the
 // thread's k-th channel.
 template <class T, Access kAccess, class Enter, class Value>
-__device__ __forceinline__ void write_chunk(const Operand& to, const Range& range, bool alike, const Enter& enter,
+__device__ __forceinline__ void write_chunk(const Operand& to, Packs<T, kAccess> packs, bool alike, const Enter& enter,
                                             const Value& value) {
   using S = Shape<T, kAccess>;
-  Packs<T, kAccess> packs(range);
 #pragma unroll
   for (int i = 0; i < S::kPacks; ++i, packs.next()) {
     const unsigned mask = packs.mask();
@@ -359,6 +391,12 @@ __device__ __forceinline__ void write_chunk(const Operand& to, const Range& rang
     if ((is_even(kAccess) || (!is_narrow(kAccess) && to.packs)) && mask == S::kWhole) {
       store_16(packs.of(to, 0), pack);
     } else if constexpr (!is_even(kAccess)) {
+      if (S::kHalves && to.halves) {
+#pragma unroll
+        for (int j = 0; j < S::kPack; j += S::kHalf)
+          if ((mask >> j & 1U) != 0) store_8(packs.of(to, j), pack + j);
+        continue;
+      }
 #pragma unroll
       for (int j = 0; j < S::kPack; ++j) {
         if ((mask >> j & 1U) != 0) *packs.of(to, j) = pack[j];

@@ -47,7 +47,7 @@ struct Running {
 template <class A>
 struct FoldArgs {
   Extents extents;
-  int columns = 1;  // channels that a block folds at a time, in every kernel that folds
+  int columns = 1;  // channels that a block folds at a time on the plain path
   Groups rows;      // groups, or population slots where statistics are given
   Groups slots;     // of populations
   bool from_tiles = false;
@@ -71,27 +71,54 @@ struct FoldArgs {
   A* kept_shift = nullptr;
 };
 
-// Merges those of a group's tiles, neighbours, that this thread of a column is to merge: get(number) of a tile, `nothing` of none. A few
-// are under way at a time.
-template <class V, class Get, class Op>
+// Merges a group's tiles: get(number) of each, `nothing` of none. Neighbours are merged one after the other into leaves, so many as a
+// column has threads where a block folds `folded` channels, and these along a tree, which is the same whatever `columns` are: a
+// thread has up to kMost leaves. The first thread of a column gets what it is all merged into.
+template <int kMost, class V, class Get, class Op>
 __device__ __forceinline__ V merged_tiles(const Groups& groups, const Tiles& tiles, std::int64_t s, std::int64_t group,
-                                          const Columns& columns, const V& nothing, const Get& get, const Op& op) {
-  constexpr int kAtOnce = 4;
+                                          int folded, const Columns& columns, void* shared, const V& nothing,
+                                          const Get& get, const Op& op) {
+  const int log_leaves = Columns(folded).log_y();
+  const int own = kMost == 1 ? 1 : 1 << (log_leaves - columns.log_y());
   const std::int64_t count = tiles.of(groups.size(group) * s);
-  const std::int64_t stretch = (count + columns.y - 1) >> lowest_bit(static_cast<unsigned>(columns.y));
-  const std::int64_t begin = stretch * columns.of_y();
-  const std::int64_t end = begin + stretch < count ? begin + stretch : count;
+  const std::int64_t stretch = (count + (1 << log_leaves) - 1) >> log_leaves;
+  const int used = stretch > 1 ? 1 << log_leaves : static_cast<int>(count);  // leaves, if not a few less
   const std::int64_t first = tiles.first(groups, s, group);
-  V all = nothing;
+  const std::int64_t begin = stretch * columns.of_y() * own;
+  V leaf[kMost];
+#pragma unroll
+  for (int l = 0; l < kMost; ++l) leaf[l] = nothing;
+  // A few are under way at a time: of one leaf, or of each.
+  constexpr int kAtOnce = kMost == 1 ? 4 : 1;
+  if (kMost == 1 && stretch == 1 && begin < count) leaf[0] = op(nothing, get(first + begin));
 #pragma unroll 1
-  for (std::int64_t t = begin; t < end; t += kAtOnce) {
-    V some[kAtOnce];
+  for (std::int64_t t = kMost == 1 && stretch == 1 ? 1 : 0; t < stretch; t += kAtOnce) {
+    V some[kMost][kAtOnce];
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) some[i] = t + i < end ? get(first + t + i) : nothing;
+    for (int l = 0; l < kMost; ++l)
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) all = op(all, some[i]);
+      for (int i = 0; i < kAtOnce; ++i) {
+        const std::int64_t tile = begin + l * stretch + t + i;
+        some[l][i] = l < own && t + i < stretch && tile < count ? get(first + tile) : nothing;
+      }
+#pragma unroll
+    for (int l = 0; l < kMost; ++l)
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) leaf[l] = op(leaf[l], some[l][i]);
   }
-  return all;
+#pragma unroll
+  for (int half = 1; half < kMost; half *= 2)
+    if (half < own && half < used) {
+#pragma unroll
+      for (int l = 0; l < kMost; l += 2 * half) leaf[l] = op(leaf[l], leaf[l + half]);
+    }
+  V all[1] = {leaf[0]};
+  const int threads = (used + own - 1) / own;  // of a column, which have any
+  if (threads << columns.log_x > kWarp)
+    block_reduce(all, columns, shared, op, threads);
+  else if (Columns::thread() < kWarp)
+    for (int mask = columns.x; mask < threads << columns.log_x; mask *= 2) add_lane(all, mask, op);
+  return all[0];
 }
 
 struct Combine {
@@ -99,13 +126,13 @@ struct Combine {
 };
 
 // The moments of a group from its tiles.
-template <class A>
+template <int kMost, class A>
 __device__ __forceinline__ Moments merged(const FoldArgs<A>& args, std::int64_t row, std::int64_t c,
                                           const Columns& columns, void* shared) {
   const bool there = c < args.extents.c;
   const auto get = [&](std::int64_t tile) { return there ? args.of_tile.get(tile * args.extents.c + c) : Moments{}; };
-  const Moments all = merged_tiles(args.rows, args.tiles, args.extents.s.by(), row, columns, Moments{}, get, Combine());
-  return block_reduce(all, columns, shared, Combine());
+  return merged_tiles<kMost>(args.rows, args.tiles, args.extents.s.by(), row, args.columns, columns, shared, Moments{},
+                             get, Combine());
 }
 
 template <class A>
@@ -164,7 +191,7 @@ __global__ void __launch_bounds__(kThreads, 1) fold_kernel(const __grid_constant
   for (std::int64_t row = blockIdx.y; row < args.rows.count; row += gridDim.y) {
     Moments moments{};
     if (args.from_tiles)
-      moments = merged(args, row, c, columns, shared);
+      moments = merged<1>(args, row, c, columns, shared);
     else if (writes && args.of_row.weight != nullptr)
       moments = args.of_row.get(row * args.extents.c + c);
     if (!writes) continue;

@@ -60,6 +60,12 @@ __device__ __forceinline__ void shuffle_xor(double (&value)[N], int mask) {
   for (int i = 0; i < N; ++i) value[i] = __shfl_xor_sync(0xFFFFFFFFU, value[i], mask);
 }
 
+template <int N>
+__device__ __forceinline__ void shuffle_xor(float (&value)[N], int mask) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) value[i] = __shfl_xor_sync(0xFFFFFFFFU, value[i], mask);
+}
+
 __device__ __forceinline__ std::uint64_t shuffle_xor(std::uint64_t value, int mask) {
   return __shfl_xor_sync(0xFFFFFFFFU, static_cast<unsigned long long>(value), mask);
 }
@@ -79,6 +85,9 @@ __device__ __forceinline__ void wait_for_earlier_launches() {
 #endif
 }
 
+// A barrier of the block's threads that tells whether something is so for any of them.
+__device__ __forceinline__ bool block_any(bool value) { return __syncthreads_or(value ? 1 : 0) != 0; }
+
 // Until all threads of the cluster (none before sm_90), or of a grid that was launched cooperatively, have come: what they wrote
 // to memory before is then seen by all of them.
 __device__ __forceinline__ void cluster_barrier() {
@@ -90,13 +99,54 @@ __device__ __forceinline__ void cluster_barrier() {
 }
 __device__ __forceinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
 
-// 16 bytes, both addresses aligned to that. `last`: not needed again soon, so that what is stays in the L2 cache.
+// 16 or 8 bytes, both addresses aligned to that. `last`: not needed again soon, so that what is stays in the L2 cache.
 __device__ __forceinline__ void load_16(void* to, const void* from, bool last) {
   const auto* memory = static_cast<const int4*>(from);
   *static_cast<int4*>(to) = last ? __ldcs(memory) : *memory;
 }
 __device__ __forceinline__ void store_16(void* to, const void* from) {
   __stcs(static_cast<int4*>(to), *static_cast<const int4*>(from));
+}
+__device__ __forceinline__ void load_8(void* to, const void* from) {
+  *static_cast<int2*>(to) = *static_cast<const int2*>(from);
+}
+__device__ __forceinline__ void store_8(void* to, const void* from) {
+  __stcs(static_cast<int2*>(to), *static_cast<const int2*>(from));
+}
+
+// Begins to copy 4, 8 or 16 bytes, both addresses aligned to that, from memory to shared memory, where the thread that began it may
+// read them when it has waited. Copies begun between two commits are a group. Before sm_80 a copy is done at once.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+  const auto shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared), "l"(from), "n"(kBytes) : "memory");
+#else
+  __builtin_memcpy(__builtin_assume_aligned(to, kBytes), __builtin_assume_aligned(from, kBytes), kBytes);
+#endif
+}
+__device__ __forceinline__ void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Until at most `kept` groups, those begun last, are under way; or fewer, if `kept` is beyond kMost.
+template <int kMost, int kLeast = 0>
+__device__ __forceinline__ void wait_for_copies([[maybe_unused]] int kept) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (kLeast == kMost) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kMost) : "memory");
+  } else {
+    constexpr int kMiddle = (kLeast + kMost) / 2;
+    if (kept <= kMiddle)
+      wait_for_copies<kMiddle, kLeast>(kept);
+    else
+      wait_for_copies<kMost, kMiddle + 1>(kept);
+  }
+#endif
 }
 
 __device__ __forceinline__ void atomic_or(unsigned* to, unsigned bits) { atomicOr(to, bits); }
@@ -134,6 +184,13 @@ template <int N>
 void shuffle_xor(double (&value)[N], int mask) {
   simt::shuffle_xor(value, N, mask);
 }
+template <int N>
+void shuffle_xor(float (&value)[N], int mask) {
+  double wide[N];
+  for (int i = 0; i < N; ++i) wide[i] = static_cast<double>(value[i]);
+  simt::shuffle_xor(wide, N, mask);
+  for (int i = 0; i < N; ++i) value[i] = static_cast<float>(wide[i]);
+}
 inline std::uint64_t shuffle_xor(std::uint64_t value, int mask) {
   double bits[] = {std::bit_cast<double>(value)};
   simt::shuffle_xor(bits, 1, mask);
@@ -148,6 +205,7 @@ A rounded_product(A a, A b) {
   return a * b;
 }
 inline void wait_for_earlier_launches() { simt::wait_for_earlier_launches(); }
+inline bool block_any(bool value) { return simt::block_any(value); }
 inline void cluster_barrier() { simt::cluster_barrier(); }
 inline void grid_barrier() { simt::grid_barrier(); }
 inline void load_16(void* to, const void* from, bool /*last*/) {
@@ -157,6 +215,23 @@ inline void load_16(void* to, const void* from, bool /*last*/) {
 inline void store_16(void* to, const void* from) {
   simt::expect_aligned(to, 16);
   __builtin_memcpy(to, from, 16);
+}
+template <int kBytes>
+void copy_async(void* to, const void* from) {
+  simt::copy_async(to, from, kBytes);
+}
+inline void commit_copies() { simt::commit_copies(); }
+template <int kMost>
+void wait_for_copies(int kept) {
+  simt::wait_for_copies(static_cast<std::size_t>(kept < kMost ? kept : kMost));
+}
+inline void load_8(void* to, const void* from) {
+  simt::expect_aligned(from, 8);
+  __builtin_memcpy(to, from, 8);
+}
+inline void store_8(void* to, const void* from) {
+  simt::expect_aligned(to, 8);
+  __builtin_memcpy(to, from, 8);
 }
 inline float widen_f16(F16 value) { return to_float(value); }
 inline F16 narrow_f16(float value) { return to_f16(value); }

@@ -58,7 +58,8 @@ struct Operand {
   std::int64_t sample = 0;
   std::int64_t channel = 0;
   std::int64_t position = 0;
-  bool packs = false;  // 16 bytes that lie side by side begin at a multiple of 16
+  bool packs = false;   // 16 bytes that lie side by side begin at a multiple of 16
+  bool halves = false;  // the same of 8
 
   template <class T>
   POPNORM_INLINE T* at(std::int64_t n, std::int64_t c, std::int64_t s) const {
@@ -99,10 +100,16 @@ struct Members {
 
   POPNORM_INLINE static Members all() { return {0, 1, nullptr}; }
   POPNORM_INLINE std::int64_t at(std::int64_t i) const { return order != nullptr ? order[i] : first + i * step; }
-  // Of maps in closed form.
-  POPNORM_INLINE std::uint32_t at(std::uint32_t i) const {
-    return static_cast<std::uint32_t>(first) + i * static_cast<std::uint32_t>(step);
-  }
+};
+
+// The same of a map in closed form, counted in 32 bits.
+struct NarrowMembers {
+  std::uint32_t first;
+  std::uint32_t step;
+
+  POPNORM_INLINE explicit NarrowMembers(const Members& of)
+      : first(static_cast<std::uint32_t>(of.first)), step(static_cast<std::uint32_t>(of.step)) {}
+  POPNORM_INLINE std::uint32_t at(std::uint32_t i) const { return first + i * step; }
 };
 
 // A map from samples to ids, and back: the members of an id in ascending order. Labels outside [0, count), and those of a map

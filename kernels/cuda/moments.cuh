@@ -7,7 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "kernels/cuda/chunk.cuh"
+#include "kernels/cuda/slots.cuh"
 #include "kernels/moments.hpp"
 
 namespace popnorm::cuda {
@@ -33,24 +33,24 @@ struct MomentsArgs {
   Groups affine;  // samples without a scale and shift are absent
   Weights weights;
   MomentArrays of_tile;  // [tiles.count][c]
+  int ahead = 0;         // chunks that are copied ahead
 };
 
-// sum(d) and sum(d*d), d = value - pivot, of the elements of a channel: four at a time in A, then in double. A sum of squares
-// that has left A's range, or nearly so, is taken again in double.
-template <class A, class T, Access kAccess>
-__device__ __forceinline__ TwoSums sums_around(const Chunk<T, kAccess>& x, int k, A pivot) {
+// sum(d) and sum(d*d), d = value - pivot, of the elements of a channel: four at a time in A, then in double. `magnitude` is the
+// latter in A.
+template <bool kWhole, class A, class T, Access kAccess>
+__device__ __forceinline__ TwoSums quick_sums(const Chunk<T, kAccess>& x, int k, A pivot, A& magnitude) {
   using S = Shape<T, kAccess>;
   constexpr int kRun = 4;
   static_assert(S::kPerChannel % kRun == 0);
   TwoSums all{0, 0};
-  A magnitude = 0;
 #pragma unroll
   for (int first = 0; first < S::kPerChannel; first += kRun) {
     A d[kRun];
 #pragma unroll
     for (int e = 0; e < kRun; ++e) {
       const int i = S::element(first + e, k);
-      d[e] = x.has(i) ? to_arithmetic(x.held[i]) - pivot : A(0);
+      d[e] = kWhole || x.has(i) ? to_arithmetic(x.held[i]) - pivot : A(0);
     }
     // In pairs: two roundings of a sum, three of a square (docs/numerics.md).
     const A sum = (d[0] + d[1]) + (d[2] + d[3]);
@@ -60,9 +60,19 @@ __device__ __forceinline__ TwoSums sums_around(const Chunk<T, kAccess>& x, int k
     const TwoSums run{static_cast<double>(sum), static_cast<double>(squares)};
     all = first == 0 ? run : Add()(all, run);
   }
+  return all;
+}
+
+// The same, where a sum of squares that has left A's range, or nearly so, is taken again in double.
+template <class A, class T, Access kAccess>
+__device__ __forceinline__ TwoSums sums_around(const Chunk<T, kAccess>& x, int k, A pivot) {
+  using S = Shape<T, kAccess>;
+  A magnitude = 0;
+  const TwoSums quick =
+      x.whole() ? quick_sums<true>(x, k, pivot, magnitude) : quick_sums<false>(x, k, pivot, magnitude);
   constexpr A kLeast = A(1e-25), kMost = A(1e38);
-  if (sizeof(A) == sizeof(double) || (magnitude > kLeast && magnitude < kMost)) return all;
-  all = {0, 0};
+  if (sizeof(A) == sizeof(double) || (magnitude > kLeast && magnitude < kMost)) return quick;
+  TwoSums all{0, 0};
 #pragma unroll
   for (int e = 0; e < S::kPerChannel; ++e) {
     const int i = S::element(e, k);
@@ -73,38 +83,62 @@ __device__ __forceinline__ TwoSums sums_around(const Chunk<T, kAccess>& x, int k
   return all;
 }
 
-// The mean of a chunk, by sums around its first element, which a constant channel equals: then it is exact. `held` is the chunk.
+// The first element of a tile in each of the thread's channels, 0 where there is none.
 template <class A, class T, Access kAccess>
-__device__ __forceinline__ void chunk_means(const Chunk<T, kAccess>& held, const Operand& x, const Range& range,
-                                            const Columns& columns, void* shared,
-                                            A (&mean)[Shape<T, kAccess>::kChannels]) {
+__device__ __forceinline__ void first_elements(const Operand& x, const Extents& extents,
+                                               const Stretch<T, kAccess>& tile,
+                                               A (&first)[Shape<T, kAccess>::kChannels]) {
+  const auto begin = static_cast<typename Stretch<T, kAccess>::Index>(tile.begin);
+  const auto in_group = extents.s.quotient(begin);
+  const std::int64_t position = begin - in_group * static_cast<decltype(begin)>(extents.s.by());
+  const std::int64_t sample = tile.members.at(in_group);
+#pragma unroll
+  for (int k = 0; k < Shape<T, kAccess>::kChannels; ++k)
+    first[k] = tile.c + k < extents.c ? to_arithmetic(*x.at<T>(sample, tile.c + k, position)) : A(0);
+}
+
+// Moves the pivots, a tile's first elements, to about the means of an element of every pack of its first chunk: by a number of 8 bits,
+// so that differences from the pivot are exact where elements have few bits. A constant is its own pivot.
+template <class A, class T, Access kAccess>
+__device__ __forceinline__ void move_to_means(const Chunk<T, kAccess>& held, const Stretch<T, kAccess>& tile,
+                                              std::byte* shared, A (&pivot)[Shape<T, kAccess>::kChannels]) {
   using S = Shape<T, kAccess>;
-  const Walk<std::int64_t> start(range.begin, 1, range.extents.s);
-  const std::int64_t sample = range.members.at(start.sample());
-  double sum[S::kChannels];
+  const int step = tile.step(), thread = Columns::thread();
+  const int positions = tile.end - tile.begin < step ? static_cast<int>(tile.end - tile.begin) : step;
+  const A share = A(1) / static_cast<A>(S::kRows ? (positions + S::kPack - 1) / S::kPack : positions);
+  A mean[S::kChannels];
 #pragma unroll
   for (int k = 0; k < S::kChannels; ++k) {
-    const bool there = range.c + k < range.extents.c;
-    mean[k] = there ? to_arithmetic(*x.at<T>(sample, range.c + k, start.position())) : A(0);
-    constexpr int kRun = S::kPerChannel < 4 ? S::kPerChannel : 4;
-    sum[k] = 0;
+    mean[k] = 0;
 #pragma unroll
-    for (int first = 0; first < S::kPerChannel; first += kRun) {
-      A run = 0;
-#pragma unroll
-      for (int e = first; e < first + kRun; ++e) {
-        const int i = S::element(e, k);
-        run += held.has(i) ? (to_arithmetic(held.held[i]) - mean[k]) / kRun : A(0);
-      }
-      sum[k] += static_cast<double>(run) * kRun;
+    for (int i = 0; i < S::kPacks; ++i) {
+      const int e = i * S::kPack + k;
+      if (held.has(e)) mean[k] = multiply_add(to_arithmetic(held.held[e]) - pivot[k], share, mean[k]);
     }
   }
-  block_reduce(sum, columns, shared, Add());
-  const double share = 1 / static_cast<double>(range.end - range.begin);
+  const int x = static_cast<int>(blockDim.x);
+  for (int mask = x; mask < kWarp; mask *= 2) {
+    A theirs[S::kChannels];
+#pragma unroll
+    for (int k = 0; k < S::kChannels; ++k) theirs[k] = mean[k];
+    shuffle_xor(theirs, mask);
+#pragma unroll
+    for (int k = 0; k < S::kChannels; ++k) mean[k] += theirs[k];
+  }
+  A* const of_warps = reinterpret_cast<A*>(shared + kPivotsAt);
+  if (thread % kWarp < x)
+#pragma unroll
+    for (int k = 0; k < S::kChannels; ++k)
+      of_warps[(thread / kWarp * x + static_cast<int>(threadIdx.x)) * S::kChannels + k] = mean[k];
+  __syncthreads();
 #pragma unroll
   for (int k = 0; k < S::kChannels; ++k) {
-    const A moved = static_cast<A>(static_cast<double>(mean[k]) + sum[k] * share);
-    if (std::isfinite(moved)) mean[k] = moved;
+    A off = 0;
+#pragma unroll
+    for (int warp = 0; warp < kThreads / kWarp; ++warp)
+      off += of_warps[(warp * x + static_cast<int>(threadIdx.x)) * S::kChannels + k];
+    const A moved = pivot[k] + to_arithmetic(narrow_bf16(static_cast<float>(off)));
+    if (std::isfinite(moved)) pivot[k] = moved;
   }
 }
 
@@ -115,12 +149,12 @@ struct Least {
 // As chunk_moments, of elements that have weights or are absent, in double throughout.
 template <class A, class T, Access kAccess>
 __device__ __forceinline__ void weighted_chunk_moments(Chunk<T, kAccess>& held, const Presence& presence,
-                                                       const Range& range, void* shared,
+                                                       const Packs<T, kAccess>& packs, void* shared,
                                                        Moments (&moments)[Shape<T, kAccess>::kChannels]) {
   using S = Shape<T, kAccess>;
   const Columns columns(static_cast<int>(blockDim.x));
   float weight[S::kWeights];
-  held.weigh(presence, range, weight);
+  held.weigh(presence, packs, weight);
   const auto value = [&](int i) { return static_cast<double>(to_arithmetic(held.held[i])); };
   const auto weight_of = [&](int i) { return static_cast<double>(weight[S::weight(i / S::kPack, i % S::kPack)]); };
   // The first element that is present in the block, whose position all channels share: from the one thread that holds it.
@@ -170,84 +204,76 @@ __device__ __forceinline__ void weighted_chunk_moments(Chunk<T, kAccess>& held, 
 inline constexpr double kPivotGuard = 0.125;
 inline constexpr int kMostSweeps = 4;
 
-// The moments of a tile per channel of the thread, which those threads get whose threadIdx.y is 0. `keep` gets every chunk once.
-template <class A, class T, Access kAccess, class Keep>
-__device__ __forceinline__ void tile_moments(const MomentsArgs& args, const Tile& tile, std::int64_t c,
-                                             std::byte* shared, Keep&& keep,
+// The moments of a tile per channel of the thread, which those threads get whose threadIdx.y is 0. read(chunk, packs, i, again) reads the
+// i-th chunk of the tile, the first time or again.
+template <class A, class T, Access kAccess, class Read>
+__device__ __forceinline__ void tile_moments(const MomentsArgs& args, const Stretch<T, kAccess>& tile,
+                                             std::byte* shared, const Read& read,
                                              Moments (&moments)[Shape<T, kAccess>::kChannels]) {
   using S = Shape<T, kAccess>;
-  const Columns columns(static_cast<int>(blockDim.x));
-  auto* const far = reinterpret_cast<unsigned*>(shared + kFlagAt);
-  const Members members = args.groups.members(tile.group);
-  const std::int64_t step = S::positions(static_cast<int>(blockDim.y));
   const auto positions = static_cast<double>(tile.end - tile.begin);
-  A pivot[S::kChannels]{};
+  const double share = 1 / positions;
+  const int chunks = tile.chunks();
+  A pivot[S::kChannels];
+  first_elements(args.x, args.extents, tile, pivot);
   TwoSums sums[S::kChannels];
 #pragma unroll 1
   for (int sweep = 1;; ++sweep) {
 #pragma unroll
     for (int k = 0; k < S::kChannels; ++k) sums[k] = {0, 0};
+    Packs<T, kAccess> packs = tile.packs(args.extents);
 #pragma unroll 1
-    for (std::int64_t at = tile.begin; at < tile.end; at += step) {
-      const Range range{args.extents, members, at, at + step < tile.end ? at + step : tile.end, c};
+    for (int i = 0; i < chunks; ++i, packs.next_chunk()) {
       Chunk<T, kAccess> held;
-      held.load(args.x, range, keep.has_room());
-      if (sweep == 1) {
-        keep(held);
-        if (at == tile.begin) chunk_means<A>(held, args.x, range, columns, shared, pivot);
-      }
+      read(held, packs, i, sweep > 1);
+      if (sweep == 1 && i == 0) move_to_means(held, tile, shared, pivot);
 #pragma unroll
       for (int k = 0; k < S::kChannels; ++k) sums[k] = Add()(sums[k], sums_around(held, k, pivot[k]));
     }
-    if (Columns::thread() == 0) *far = 0;
-    block_reduce(sums, columns, shared, Add());
+    block_reduce(sums, Columns(static_cast<int>(blockDim.x)), shared, Add());
     if (sweep == kMostSweeps) break;
     bool again = false;
 #pragma unroll
     for (int k = 0; k < S::kChannels; ++k) {
-      const double off = sums[k].first / positions;
+      const double off = sums[k].first * share;
       const A moved = static_cast<A>(static_cast<double>(pivot[k]) + off);
       if (!(sums[k].first * off > kPivotGuard * sums[k].second) || !std::isfinite(moved) || moved == pivot[k]) continue;
       pivot[k] = moved;
       again = true;
     }
-    if (again) atomic_or(far, 1);
-    __syncthreads();
-    if (*far == 0) break;
-    __syncthreads();
+    // In the rows form all threads have the same sums.
+    if (!(S::kRows ? again : block_any(again))) break;
   }
   if (threadIdx.y != 0) return;
 #pragma unroll
   for (int k = 0; k < S::kChannels; ++k) {
-    const double off = sums[k].first / positions;
+    const double off = sums[k].first * share;
     moments[k] = {positions, static_cast<double>(pivot[k]) + off, sums[k].second - sums[k].first * off};
   }
 }
 
 // The same of elements that have weights or are absent, chunk by chunk.
 template <class A, class T, Access kAccess>
-__device__ __forceinline__ void weighted_tile_moments(const MomentsArgs& args, const Tile& tile, std::int64_t c,
+__device__ __forceinline__ void weighted_tile_moments(const MomentsArgs& args, const Stretch<T, kAccess>& tile,
                                                       std::byte* shared,
                                                       Moments (&moments)[Shape<T, kAccess>::kChannels]) {
   using S = Shape<T, kAccess>;
-  const std::int64_t step = S::positions(static_cast<int>(blockDim.y));
+  const int chunks = tile.chunks();
+  Packs<T, kAccess> packs = tile.packs(args.extents);
 #pragma unroll 1
-  for (std::int64_t at = tile.begin; at < tile.end; at += step) {
-    const Range range{args.extents, args.groups.members(tile.group), at, at + step < tile.end ? at + step : tile.end,
-                      c};
+  for (int i = 0; i < chunks; ++i, packs.next_chunk()) {
     Chunk<T, kAccess> held;
     Moments of_chunk[S::kChannels];
-    held.load(args.x, range, false);
-    weighted_chunk_moments<A>(held, {args.weights, args.groups, args.affine}, range, shared, of_chunk);
+    held.load(args.x, packs, false);
+    weighted_chunk_moments<A>(held, {args.weights, args.groups, args.affine}, packs, shared, of_chunk);
     if (threadIdx.y != 0) continue;
 #pragma unroll
-    for (int k = 0; k < S::kChannels; ++k)
-      moments[k] = at == tile.begin ? of_chunk[k] : combine(moments[k], of_chunk[k]);
+    for (int k = 0; k < S::kChannels; ++k) moments[k] = i == 0 ? of_chunk[k] : combine(moments[k], of_chunk[k]);
   }
 }
 
 template <class T, Access kAccess, bool kWeighted>
-__global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), 1, 4))
+__global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), sizeof(T) == 2 ? 2 : 1, 6))
     moments_kernel(const __grid_constant__ MomentsArgs args) {
   wait_for_earlier_launches();
   using A = Arithmetic<T>;
@@ -255,14 +281,25 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), 1, 4)
   const std::int64_t c = first_channel<T, kAccess>(blockIdx.x);
   for (std::int64_t number = blockIdx.y; number < args.tiles.count; number += gridDim.y) {
     const Tile tile = Tile::numbered(args.groups, args.tiles, args.extents.s.by(), number);
+    const Stretch<T, kAccess> stretch{args.groups.members(tile.group), c, tile.begin, tile.end};
     Moments own[Shape<T, kAccess>::kChannels];
     if (tile.begin >= tile.end) {
 #pragma unroll
       for (Moments& of : own) of = {};
     } else if constexpr (kWeighted) {
-      weighted_tile_moments<A, T, kAccess>(args, tile, c, shared, own);
+      weighted_tile_moments<A>(args, stretch, shared, own);
     } else {
-      tile_moments<A, T, kAccess>(args, tile, c, shared, KeepNothing(), own);
+      const Slots<T, kAccess, 1> slots(shared + kChunksAt, args.ahead);
+      Ring<T, kAccess, 1> ring(slots, stretch, args.extents, args.x);
+      tile_moments<A, T, kAccess>(
+          args, stretch, shared,
+          [&](Chunk<T, kAccess>& held, const Packs<T, kAccess>& packs, int i, bool again) {
+            if (again)
+              held.load(args.x, packs, false);
+            else
+              ring.read(stretch.chunks() - i, packs, held, args.x);
+          },
+          own);
     }
     if (threadIdx.y != 0) continue;
     for_each_channel<T, kAccess>(args.extents, c,

@@ -23,14 +23,14 @@ struct NormalizeArgs {
 // Writes a chunk of y, and of the mask.
 template <class A, class T, Access kAccess, bool kFused, class Normalizer>
 __device__ __forceinline__ void normalize_chunk(const Operand& y, [[maybe_unused]] const ForwardFusion& fusion,
-                                                const Range& range, const Chunk<T, kAccess>& x, bool alike,
+                                                const Packs<T, kAccess>& packs, const Chunk<T, kAccess>& x, bool alike,
                                                 Normalizer& normalized) {
   [[maybe_unused]] Chunk<T, kAccess> residual;
   [[maybe_unused]] unsigned passed = 0;
   if constexpr (kFused)
-    if (fusion.residual.first != nullptr) residual.load(fusion.residual, range, true);
+    if (fusion.residual.first != nullptr) residual.load(fusion.residual, packs, true);
   write_chunk<T, kAccess>(
-      y, range, alike, [&](std::int64_t sample) { normalized.enter(sample); },
+      y, packs, alike, [&](std::int64_t sample) { normalized.enter(sample); },
       [&](int i, int k) {
         if (!is_narrow(kAccess) && !x.has(i)) return to_storage<T>(A(0));
         A z = normalized.z(to_arithmetic(x.held[i]), k);
@@ -43,7 +43,7 @@ __device__ __forceinline__ void normalize_chunk(const Operand& y, [[maybe_unused
         return to_storage<T>(z);
       });
   if constexpr (kFused)
-    if (fusion.mask.first != nullptr) put_mask<T, kAccess>(fusion.mask, range, passed);
+    if (fusion.mask.first != nullptr) put_mask(fusion.mask, packs, passed);
 }
 
 template <class T, Access kAccess, bool kWeighted, bool kFused>
@@ -56,11 +56,11 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
   const auto row_of = [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); };
   Normalized<A, T, kAccess, decltype(row_of)> normalized(args.extents, c, rows, row_of);
   with_alike<kAccess>(normalized.alike(), [&](auto alike) {
-    for_each_chunk_from_end<T, kAccess>(args.extents, args.stretch, c, [&](const Range& range) {
+    for_each_chunk_from_end<T, kAccess>(args.extents, args.stretch, c, [&](const Packs<T, kAccess>& packs) {
       Chunk<T, kAccess> x;
-      x.load(args.x, range, true);
-      if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, range, nullptr);
-      normalize_chunk<A, T, kAccess, kFused>(args.y, args.fusion, range, x, alike, normalized);
+      x.load(args.x, packs, true);
+      if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, packs, nullptr);
+      normalize_chunk<A, T, kAccess, kFused>(args.y, args.fusion, packs, x, alike, normalized);
     });
   });
   if constexpr (kFused) {

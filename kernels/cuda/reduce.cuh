@@ -20,12 +20,13 @@ struct Columns {
   __device__ __forceinline__ static int thread() { return static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x); }
   __device__ __forceinline__ int of_x() const { return thread() & (x - 1); }
   __device__ __forceinline__ int of_y() const { return thread() >> log_x; }
+  POPNORM_INLINE int log_y() const { return lowest_bit(static_cast<unsigned>(y)); }
 };
 
-// Bytes of shared memory that block_reduce needs, whatever it reduces: at most 512 partial sums and 64 results of 16 bytes, or
-// 256 of each of 24. Results have a place of their own, where no later call's partial sums meet those who still read them.
+// Bytes of shared memory that block_reduce needs, whatever it reduces: at most 512 partial sums of 16 bytes, or 256 of 24, and 64
+// results. Results have a place of their own, where no later call's partial sums meet those who still read them.
 inline constexpr std::size_t kPartialBytes = 2 * kThreads * 16;
-inline constexpr std::size_t kReduceBytes = kPartialBytes + kThreads * 24;
+inline constexpr std::size_t kReduceBytes = kPartialBytes + 64 * 24;
 
 // Each value with that of the lane whose number differs by `mask`, up to four at once. V consists of doubles.
 template <int K, class V, class Op>
@@ -49,15 +50,17 @@ __device__ __forceinline__ void add_lane(V (&value)[K], int mask, const Op& op) 
 }
 
 // K values of every thread, reduced over the threads of a column: lanes that differ in y first, then warps. Every thread gets its
-// column's. `shared` has kReduceBytes.
+// column's. Threads from the `used`-th of a column on have nothing that counts. `shared` has kReduceBytes.
 template <int K, class V, class Op>
-__device__ __forceinline__ void block_reduce(V (&value)[K], const Columns& columns, void* shared, const Op& op) {
+__device__ __forceinline__ void block_reduce(V (&value)[K], const Columns& columns, void* shared, const Op& op,
+                                             int used) {
   const int thread = Columns::thread();
-  for (int mask = columns.x; mask < kWarp; mask *= 2) add_lane(value, mask, op);
+  for (int mask = columns.x; mask < kWarp && mask < used << columns.log_x; mask *= 2) add_lane(value, mask, op);
   // A warp's columns, or all, in so many parts.
   const int wide = columns.x < kWarp ? columns.x : kWarp;
   const int parts = columns.x < kWarp ? kThreads / kWarp : columns.y;
   const int part = columns.x < kWarp ? thread / kWarp : columns.of_y();
+  const int used_parts = columns.x < kWarp ? ((used << columns.log_x) + kWarp - 1) / kWarp : used;
   const int results = columns.x * K;
   V* const partial = static_cast<V*>(shared);
   V* const result = reinterpret_cast<V*>(static_cast<std::byte*>(shared) + kPartialBytes);
@@ -70,12 +73,16 @@ __device__ __forceinline__ void block_reduce(V (&value)[K], const Columns& colum
   for (int at = thread; at < (all + kWarp - 1) / kWarp * kWarp; at += kThreads) {
     const int i = at < all ? at : 0, of = i & (parts - 1);
     V sum[1] = {partial[of * results + (i >> log_parts)]};
-    for (int mask = 1; mask < parts; mask *= 2) add_lane(sum, mask, op);
+    for (int mask = 1; mask < used_parts; mask *= 2) add_lane(sum, mask, op);
     if (at < all && of == 0) result[i >> log_parts] = sum[0];
   }
   __syncthreads();
 #pragma unroll
   for (int k = 0; k < K; ++k) value[k] = result[columns.of_x() * K + k];
+}
+template <int K, class V, class Op>
+__device__ __forceinline__ void block_reduce(V (&value)[K], const Columns& columns, void* shared, const Op& op) {
+  block_reduce(value, columns, shared, op, columns.y);
 }
 
 template <class V, class Op>

@@ -37,62 +37,47 @@ struct Crew {
   __device__ __forceinline__ std::int64_t rank() const { return blockIdx.x - number() * size.by(); }
 };
 
-// A block's share of a group: neighbouring tiles, whose chunks it counts as it reads them.
+// A block's share of an item, the channels of a block of a group: neighbouring tiles.
+template <class T, Access kAccess>
 struct Share {
-  std::int64_t begin;
-  std::int64_t end;
+  Count<kAccess> tile = 0;  // the first
+  Count<kAccess> tiles = 0;
+  Stretch<T, kAccess> stretch{Members::all(), 0, 0, 0};
 
-  __device__ __forceinline__ Share(const Crew& crew, std::int64_t tiles) {
-    const std::int64_t stretch = crew.size.rounded_up(tiles);
-    begin = stretch * crew.rank() < tiles ? stretch * crew.rank() : tiles;
-    end = begin + stretch < tiles ? begin + stretch : tiles;
+  __device__ __forceinline__ Share(const Crew& crew, const Groups& groups, const Tiles& of, std::int64_t s,
+                                   std::int64_t item, std::int64_t items) {
+    if (item >= items) return;
+    const std::int64_t group = crew.channel_blocks.quotient(item), positions = groups.size(group) * s;
+    const std::int64_t all = of.of(positions), most = crew.size.rounded_up(all);
+    const std::int64_t begin = most * crew.rank() < all ? most * crew.rank() : all;
+    const std::int64_t end = begin + most < all ? begin + most : all;
+    tile = static_cast<Count<kAccess>>(begin);
+    tiles = static_cast<Count<kAccess>>(end - begin);
+    const auto at = [&](std::int64_t number) {
+      const std::int64_t position = number * of.length.by();
+      return position < positions ? position : positions;
+    };
+    stretch = {groups.members(group), first_channel<T, kAccess>(item - group * crew.channel_blocks.by()), at(begin),
+               at(end)};
+  }
+  // One of its tiles.
+  __device__ __forceinline__ Stretch<T, kAccess> of_tile(const Tiles& of, Count<kAccess> place) const {
+    Stretch<T, kAccess> part = stretch;
+    part.begin += (place - tile) * static_cast<Count<kAccess>>(of.length.by());
+    const std::int64_t end = part.begin + of.length.by();
+    if (end < stretch.end) part.end = static_cast<Count<kAccess>>(end);
+    return part;
   }
 };
 
-// Slots for chunks of `kTensors` tensors, filled in the order of reading.
-template <class T, Access kAccess, int kTensors>
-struct Slots {
-  std::byte* first;
-  int room;
-  std::int64_t count = 0;
-
-  __device__ __forceinline__ bool has_room() const { return count < room; }
-  __device__ __forceinline__ void* slot(std::int64_t chunk, int tensor) const {
-    return first + (chunk * kTensors + tensor) * kChunkBytes;
-  }
-  template <class... Chunks>
-  __device__ __forceinline__ void operator()(const Chunks&... chunks) {
-    if (has_room()) {
-      int tensor = 0;
-      (chunks.put(slot(count, tensor++)), ...);
-    }
-    ++count;
-  }
-  // The chunk that was read as the number-th, again.
-  __device__ __forceinline__ void get(Chunk<T, kAccess>& chunk, std::int64_t number, int tensor, const Operand& from,
-                                      const Range& range) const {
-    if (number < room)
-      chunk.get(slot(number, tensor), range);
-    else
-      chunk.load(from, range, true);
-  }
-};
-
-// Calls body(range, number) for the chunks of a share from the last that was read to the first, because what was read last is
-// still near.
-template <class T, Access kAccess, class Body>
-__device__ __forceinline__ void for_each_chunk_reversed(const Extents& extents, const Groups& groups,
-                                                        const Tiles& tiles, std::int64_t group, const Share& share,
-                                                        std::int64_t c, std::int64_t count, const Body& body) {
-  const std::int64_t step = Shape<T, kAccess>::positions(static_cast<int>(blockDim.y));
-  const Members members = groups.members(group);
-  for (std::int64_t place = share.end - 1; place >= share.begin; --place) {
-    const Tile tile(groups, tiles, extents.s.by(), group, place);
-    std::int64_t at = tile.begin;
-    while (at + step < tile.end) at += step;
-    for (; at >= tile.begin; at -= step)
-      body(Range{extents, members, at, at + step < tile.end ? at + step : tile.end, c}, --count);
-  }
+// Channels that a block of `channels` folds at a time, if the plain path's folds `folded`: in the columns form many side by side, of
+// whose leaves a thread has several.
+template <Access kAccess>
+inline constexpr int kMostLeaves = in_rows(kAccess) ? 1 : 8;
+template <Access kAccess>
+__device__ __forceinline__ Columns fold_columns_of(int channels, int folded) {
+  const int most = folded * kMostLeaves<kAccess>;
+  return Columns(channels < most ? channels : most);
 }
 
 template <class A>
@@ -106,40 +91,52 @@ struct ResidentForwardArgs {
 };
 
 template <class T, Access kAccess, bool kFused>
-__global__ void __launch_bounds__(kThreads, resident_blocks(true, in_rows(kAccess), kFused, sizeof(T)))
+__global__ void __launch_bounds__(kThreads,
+                                  resident_blocks(true, in_rows(kAccess), is_even(kAccess), kFused, sizeof(T)))
     resident_forward_kernel(const __grid_constant__ ResidentForwardArgs<Arithmetic<T>> args) {
   wait_for_earlier_launches();
   using A = Arithmetic<T>;
   std::byte* const shared = shared_memory<std::byte>();
-  auto* const row = reinterpret_cast<StatisticsRow<A>*>(shared + kReduceBytes);
+  auto* const row = reinterpret_cast<StatisticsRow<A>*>(shared + kRowsAt);
   const MomentsArgs& m = args.moments;
   const Crew& crew = args.crew;
-  const Columns columns(args.fold.columns);
   const int channels = static_cast<int>(blockDim.x) * Shape<T, kAccess>::kChannels;
+  const Columns columns = fold_columns_of<kAccess>(channels, args.fold.columns);
   const Rows<A> rows = args.source.get();
   const std::int64_t items = m.groups.count * crew.channel_blocks.by();
+  const auto share_of = [&](std::int64_t item) {
+    return Share<T, kAccess>(crew, m.groups, m.tiles, m.extents.s.by(), item, items);
+  };
+  const Slots<T, kAccess, 1> slots(shared + kChunksAt, crew.held);
+  Share<T, kAccess> share = share_of(crew.number());
+  Fetch<T, kAccess, 1>(slots, share.stretch, m.extents).fetch_from(0, m.x);
   for (std::int64_t first = 0; first < items; first += crew.teams()) {
-    const bool works = first + crew.number() < items;
-    const std::int64_t item = works ? first + crew.number() : 0;
+    const std::int64_t item = first + crew.number();
+    const std::int64_t c = share.stretch.c;
     const std::int64_t group = crew.channel_blocks.quotient(item);
     const std::int64_t block = item - group * crew.channel_blocks.by();
-    const std::int64_t c = first_channel<T, kAccess>(block);
-    const Share share(crew, works ? m.tiles.of(m.groups.size(group) * m.extents.s.by()) : 0);
-    Slots<T, kAccess, 1> slots{shared + kChunksAt, crew.held};
     const std::int64_t number = m.tiles.first(m.groups, m.extents.s.by(), group);
-    for (std::int64_t place = share.begin; place < share.end; ++place) {
-      const Tile tile(m.groups, m.tiles, m.extents.s.by(), group, place);
+    int chunk = 0;
+    for (Count<kAccess> place = share.tile; place < share.tile + share.tiles; ++place) {
+      const Stretch<T, kAccess> tile = share.of_tile(m.tiles, place);
       Moments own[Shape<T, kAccess>::kChannels];
-      tile_moments<A, T, kAccess>(m, tile, c, shared, slots, own);
+      tile_moments<A, T, kAccess>(
+          m, tile, shared,
+          [&](Chunk<T, kAccess>& held, const Packs<T, kAccess>& packs, int i, bool) {
+            slots.await(slots.held(share.stretch) - 1 - (chunk + i));
+            slots.get(held, chunk + i, 0, m.x, packs, false);
+          },
+          own);
+      chunk += tile.chunks();
       if (threadIdx.y == 0)
         for_each_channel<T, kAccess>(m.extents, c,
                                      [&](int k) { m.of_tile.put((number + place) * m.extents.c + c + k, own[k]); });
     }
     crew.barrier();
-    if (!works) continue;
+    if (item >= items) continue;
     for (int sub = 0; sub < channels; sub += columns.x) {
       const std::int64_t folded = block * channels + sub + columns.of_x();
-      const Moments moments = merged(args.fold, group, folded, columns, shared);
+      const Moments moments = merged<kMostLeaves<kAccess>>(args.fold, group, folded, columns, shared);
       if (columns.of_y() != 0 || folded >= m.extents.c) continue;
       const bool leads = crew.rank() == 0;
       if (leads && args.fold.of_row.weight != nullptr) args.fold.of_row.put(group * m.extents.c + folded, moments);
@@ -153,14 +150,18 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(true, in_rows(kAcces
     __syncthreads();
     const auto row_of = [&](std::int64_t, int k) { return row[threadIdx.x * Shape<T, kAccess>::kChannels + k]; };
     Normalized<A, T, kAccess, decltype(row_of)> normalized(m.extents, c, rows, row_of);
+    const Share<T, kAccess> next = share_of(item + crew.teams());
+    Fetch<T, kAccess, 1> ahead(slots, next.stretch, m.extents);
     with_alike<kAccess>(normalized.alike(), [&](auto alike) {
-      for_each_chunk_reversed<T, kAccess>(
-          m.extents, m.groups, m.tiles, group, share, c, slots.count, [&](const Range& range, std::int64_t chunk) {
-            Chunk<T, kAccess> x;
-            slots.get(x, chunk, 0, m.x, range);
-            normalize_chunk<A, T, kAccess, kFused>(args.y, args.fusion, range, x, alike, normalized);
-          });
+      slots.for_each(share.stretch, m.extents, [&](int held, const Packs<T, kAccess>& packs) {
+        Chunk<T, kAccess> x;
+        slots.get(x, held, 0, m.x, packs, true);
+        ahead.fetch(held, m.x);
+        normalize_chunk<A, T, kAccess, kFused>(args.y, args.fusion, packs, x, alike, normalized);
+      });
     });
+    ahead.fetch_from(slots.held(share.stretch), m.x);
+    share = next;
   }
 }
 
@@ -174,45 +175,57 @@ struct ResidentBackwardArgs {
 };
 
 template <class T, Access kAccess, bool kFused>
-__global__ void __launch_bounds__(kThreads, resident_blocks(false, in_rows(kAccess), kFused, sizeof(T)))
+__global__ void __launch_bounds__(kThreads,
+                                  resident_blocks(false, in_rows(kAccess), is_even(kAccess), kFused, sizeof(T)))
     resident_backward_kernel(const __grid_constant__ ResidentBackwardArgs<Arithmetic<T>> args) {
   wait_for_earlier_launches();
   using A = Arithmetic<T>;
   std::byte* const shared = shared_memory<std::byte>();
-  auto* const row = reinterpret_cast<ApplyRow<A>*>(shared + kReduceBytes);
+  auto* const row = reinterpret_cast<ApplyRow<A>*>(shared + kRowsAt);
   static_assert(sizeof(ApplyRow<A>) * (sizeof(A) == sizeof(double) ? 16 : 64) <= kRowBytes);
   const BackwardReduceArgs<A>& r = args.reduce;
   const Crew& crew = args.crew;
-  const Columns columns(args.fold.columns);
   const int channels = static_cast<int>(blockDim.x) * Shape<T, kAccess>::kChannels;
+  const Columns columns = fold_columns_of<kAccess>(channels, args.fold.columns);
   const Rows<A> rows = r.source.get();
   const Tiles tiles = r.tiles.of_class(Classes::rows, rows.given);
   const std::int64_t items = rows.map.count * crew.channel_blocks.by();
+  const auto share_of = [&](std::int64_t item) {
+    return Share<T, kAccess>(crew, rows.map, tiles, r.extents.s.by(), item, items);
+  };
+  const Slots<T, kAccess, 2> slots(shared + kChunksAt, crew.held);
+  Share<T, kAccess> share = share_of(crew.number());
+  Fetch<T, kAccess, 2>(slots, share.stretch, r.extents).fetch_from(0, r.x, r.dy);
   for (std::int64_t first = 0; first < items; first += crew.teams()) {
-    const bool works = first + crew.number() < items;
-    const std::int64_t item = works ? first + crew.number() : 0;
+    const std::int64_t item = first + crew.number();
+    const std::int64_t c = share.stretch.c;
     const std::int64_t group = crew.channel_blocks.quotient(item);
     const std::int64_t block = item - group * crew.channel_blocks.by();
-    const std::int64_t c = first_channel<T, kAccess>(block);
-    const Share share(crew, works ? tiles.of(rows.map.size(group) * r.extents.s.by()) : 0);
-    Slots<T, kAccess, 2> slots{shared + kChunksAt, crew.held};
-    const std::int64_t number = tiles.first(rows.map, r.extents.s.by(), group);
-    for (std::int64_t place = share.begin; place < share.end; ++place) {
+    const auto number = [&](std::int64_t place) { return tiles.first(rows.map, r.extents.s.by(), group) + place; };
+    int chunk = 0;
+    for (Count<kAccess> place = share.tile; place < share.tile + share.tiles; ++place) {
+      const Stretch<T, kAccess> tile = share.of_tile(tiles, place);
       TwoSums sums[Shape<T, kAccess>::kChannels];
       tile_sums<A, T, kAccess, false, kFused>(
-          r, rows, rows.map, Tile(rows.map, tiles, r.extents.s.by(), group, place), c,
-          [&](std::int64_t of, int k) { return rows.row(of * r.extents.c + c + k); }, shared, sums, slots);
+          r, rows, tile, [&](std::int64_t of, int k) { return rows.row(of * r.extents.c + c + k); }, shared, sums,
+          [&](Chunk<T, kAccess>& x, Chunk<T, kAccess>& dy, const Packs<T, kAccess>& packs, int i) {
+            slots.await(slots.held(share.stretch) - 1 - (chunk + i));
+            slots.get(x, chunk + i, 0, r.x, packs, false);
+            slots.get(dy, chunk + i, 1, r.dy, packs, false);
+          });
+      chunk += tile.chunks();
       if (threadIdx.y == 0)
         for_each_channel<T, kAccess>(r.extents, c, [&](int k) {
-          r.dy_of_tile[(number + place) * r.extents.c + c + k] = sums[k].first;
-          r.dy_xhat_of_tile[(number + place) * r.extents.c + c + k] = sums[k].second;
+          r.dy_of_tile[number(place) * r.extents.c + c + k] = sums[k].first;
+          r.dy_xhat_of_tile[number(place) * r.extents.c + c + k] = sums[k].second;
         });
     }
     crew.barrier();
-    if (!works) continue;
+    if (item >= items) continue;
     for (int sub = 0; sub < channels; sub += columns.x) {
       const std::int64_t folded = block * channels + sub + columns.of_x();
-      const TwoSums sums = merged_sums(args.fold, rows.map, tiles, group, folded, columns, shared);
+      const TwoSums sums =
+          merged_sums<kMostLeaves<kAccess>>(args.fold, rows.map, tiles, group, folded, columns, shared);
       if (columns.of_y() != 0 || folded >= r.extents.c) continue;
       const std::int64_t i = group * r.extents.c + folded;
       if (crew.rank() == 0) {
@@ -228,18 +241,32 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(false, in_rows(kAcce
     const auto own = [&](std::int64_t, int k) { return row[threadIdx.x * Shape<T, kAccess>::kChannels + k]; };
     const auto statistics_of = [&](std::int64_t of, int k) { return own(of, k).statistics; };
     Gradient<A, T, kAccess, decltype(own)> gradient(r.extents, c, rows, own);
-    with_alike<kAccess>(gradient.alike(), [&](auto alike) {
-      for_each_chunk_reversed<T, kAccess>(
-          r.extents, rows.map, tiles, group, share, c, slots.count, [&](const Range& range, std::int64_t chunk) {
-            Chunk<T, kAccess> x, dy;
-            slots.get(x, chunk, 0, r.x, range);
-            slots.get(dy, chunk, 1, r.dy, range);
-            const Gate<A, kFused> gate = gate_of<A, T, kAccess, kFused>(r.fusion, range, rows, x, statistics_of);
-            if constexpr (kFused)
-              if (args.dresidual.first != nullptr) put_dresidual(args.dresidual, range, x, dy, gate);
-            gradient.template put<false>(args.dx, range, x, dy, gate, alike, nullptr);
-          });
-    });
+    const auto write = [&](const auto& give_up) {
+      with_alike<kAccess>(gradient.alike(), [&](auto alike) {
+        slots.for_each(share.stretch, r.extents, [&](int held, const Packs<T, kAccess>& packs) {
+          Chunk<T, kAccess> x, dy;
+          slots.get(x, held, 0, r.x, packs, true);
+          slots.get(dy, held, 1, r.dy, packs, true);
+          give_up(held);
+          const Gate<A, kFused> gate = gate_of<A, T, kAccess, kFused>(r.fusion, packs, rows, x, statistics_of);
+          if constexpr (kFused)
+            if (args.dresidual.first != nullptr) put_dresidual(args.dresidual, packs, x, dy, gate);
+          gradient.template put<false>(args.dx, packs, x, dy, gate, alike, nullptr);
+        });
+      });
+    };
+    if constexpr (!in_rows(kAccess) && sizeof(T) == 2 && kFused) {
+      // There are no registers left to copy meanwhile.
+      write([](int) {});
+      share = share_of(item + crew.teams());
+      Fetch<T, kAccess, 2>(slots, share.stretch, r.extents).fetch_from(0, r.x, r.dy);
+    } else {
+      const Share<T, kAccess> next = share_of(item + crew.teams());
+      Fetch<T, kAccess, 2> ahead(slots, next.stretch, r.extents);
+      write([&](int held) { ahead.fetch(held, r.x, r.dy); });
+      ahead.fetch_from(slots.held(share.stretch), r.x, r.dy);
+      share = next;
+    }
   }
 }
 

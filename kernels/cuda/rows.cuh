@@ -74,8 +74,8 @@ struct RowSource {
   }
 };
 
-// The row and affine slot of the elements at hand.
-template <class A>
+// The row and affine slot of the elements at hand. Samples, rows and slots are counted in Index.
+template <class A, class Index>
 class Place {
  public:
   POPNORM_INLINE explicit Place(const Rows<A>& rows, bool of_one_class = false)
@@ -84,8 +84,9 @@ class Place {
   // Whether those of this sample have others.
   POPNORM_INLINE bool enter(std::int64_t sample) {
     if (sample == sample_) return false;
-    sample_ = sample;
-    const std::int64_t its_row = rows_.map.of(sample), its_affine = rows_.affine.of(sample);
+    sample_ = static_cast<Index>(sample);
+    const auto its_row = static_cast<Index>(rows_.map.of(sample));
+    const auto its_affine = static_cast<Index>(rows_.affine.of(sample));
     if ((its_row == row_ && its_affine == affine_) || its_row < 0 || its_affine < 0) return false;
     row_ = its_row;
     affine_ = its_affine;
@@ -99,7 +100,7 @@ class Place {
  private:
   const Rows<A>& rows_;
   bool alike_;
-  std::int64_t sample_ = -1, row_ = -1, affine_ = -1;
+  Index sample_ = -1, row_ = -1, affine_ = -1;
 };
 
 }  // namespace popnorm::cuda

@@ -164,8 +164,8 @@ TEST(CudaPolicy, SaysWhyItIsPlain) {
 // ------------------------------------------------------------------------------------------------- what it costs
 
 // Public figures of data-centre parts; sm_80 has no clusters.
-constexpr Device kH100{132, 227 << 10, 228 << 10, 50 << 20, true, true};
-constexpr Device kA100{108, 163 << 10, 164 << 10, 40 << 20, false, true};
+constexpr Device kH100{132, 227 << 10, 228 << 10, 50 << 20, true, true, true};
+constexpr Device kA100{108, 163 << 10, 164 << 10, 40 << 20, false, true, true};
 
 popnorm::Problem problem(popnorm_layout layout, std::int64_t n, std::int64_t c, std::int64_t s) {
   popnorm_problem p = POPNORM_PROBLEM_INIT;
@@ -183,24 +183,24 @@ double bytes(const popnorm::Problem& p) { return static_cast<double>(p.elements(
 TEST(CudaBytes, OfThePlainPathAreReadTwiceBeyondTheCache) {
   const popnorm::Problem large = problem(POPNORM_NCHW, 256, 256, 3136);
   const double kept = static_cast<double>(kH100.l2) / 2;  // of what was read last
-  const Policy forward = choose(large, Direction::forward, kH100, nullptr, nullptr);
+  const Policy forward = choose(large, Direction::forward, kH100, "plain", nullptr);
   EXPECT_EQ(forward.path, Path::plain);
   EXPECT_EQ(forward.read + forward.written, 3 * bytes(large) - kept);
-  const Policy backward = choose(large, Direction::backward, kH100, nullptr, nullptr);
+  const Policy backward = choose(large, Direction::backward, kH100, "plain", nullptr);
   EXPECT_EQ(backward.read + backward.written, 5 * bytes(large) - kept);
   popnorm::Problem fused = large;
   fused.activation = POPNORM_RELU;
-  EXPECT_EQ(choose(fused, Direction::backward, kH100, nullptr, nullptr).read, backward.read);
+  EXPECT_EQ(choose(fused, Direction::backward, kH100, "plain", nullptr).read, backward.read);
   // The residual once, and a bit for each element: written, and read for the sums and for dx.
   fused.adds_residual = true;
-  const Policy adds = choose(fused, Direction::forward, kH100, nullptr, nullptr);
+  const Policy adds = choose(fused, Direction::forward, kH100, "plain", nullptr);
   EXPECT_EQ(adds.read, forward.read + bytes(large));
   EXPECT_EQ(adds.written, bytes(large) * (1 + 1 / 32.0));
   const Policy gradients = choose(fused, Direction::backward, kH100, "grid", nullptr);
   EXPECT_EQ(gradients.read, choose(large, Direction::backward, kH100, "grid", nullptr).read + bytes(large) / 16);
   EXPECT_EQ(gradients.written, 2 * bytes(large));
   const popnorm::Problem small = problem(POPNORM_NCHW, 16, 64, 784);
-  EXPECT_EQ(choose(small, Direction::forward, kH100, nullptr, nullptr).read, bytes(small));
+  EXPECT_EQ(choose(small, Direction::forward, kH100, "plain", nullptr).read, bytes(small));
 }
 
 // Forward 2T and backward 3T within residency, and never more than what is not resident on top.
@@ -244,11 +244,55 @@ TEST(CudaBytes, AndLaunchesDecideWhatAutoTakes) {
   EXPECT_EQ(policy.read + policy.written, 2 * bytes(instance));
 }
 
+// What docs/performance.md has figures of.
+TEST(CudaPolicy, IsByMeasurementUnlessOneIsNamed) {
+  const auto taken = [](const popnorm::Problem& p, Direction direction, const Device& device = kH100) {
+    return choose(p, direction, device, nullptr, nullptr).path;
+  };
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 512, 784), Direction::forward), Path::block);
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 128, 784), Direction::forward), Path::cluster);
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 256, 3136), Direction::forward), Path::plain);
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 512, 784), Direction::backward), Path::plain);
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 2048, 49), Direction::forward), Path::plain);
+  EXPECT_EQ(taken(problem(POPNORM_NHWC, 50, 512, 784), Direction::forward), Path::plain);
+  // Of these there are none.
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 512, 784), Direction::forward, kA100), Path::plain);
+  popnorm::Problem fused = problem(POPNORM_NCHW, 50, 512, 784);
+  fused.activation = POPNORM_RELU;
+  EXPECT_EQ(taken(fused, Direction::forward), Path::plain);
+  popnorm::Problem groups = problem(POPNORM_NCHW, 50, 512, 784);
+  groups.norm_group = {POPNORM_PER_SAMPLE, 0, 50};
+  EXPECT_EQ(taken(groups, Direction::forward), Path::plain);
+}
+
+// How many chunks each of the plain path's blocks copies ahead: none where a device cannot, fewer where it has less room.
+TEST(CudaPolicy, CopiesAheadWhatThereIsRoomFor) {
+  const popnorm::Problem p = problem(POPNORM_NCHW, 50, 512, 784);
+  const auto ahead = [&](Direction direction, const Device& device) {
+    return choose(p, direction, device, "plain", nullptr).ahead;
+  };
+  EXPECT_EQ(ahead(Direction::forward, kH100), 3);
+  EXPECT_EQ(ahead(Direction::backward, kH100), 3);
+  EXPECT_EQ(ahead(Direction::forward, kA100), 2);
+  EXPECT_EQ(ahead(Direction::backward, kA100), 2);
+  Device turing = kA100;
+  turing.copies = false;
+  EXPECT_EQ(ahead(Direction::forward, turing), 0);
+}
+
+TEST(CudaPolicy, OfOneReadCountsIn32Bits) {
+  const popnorm::Problem large = problem(POPNORM_NCHW, 1 << 20, 8, 4096);
+  const char* why = nullptr;
+  EXPECT_EQ(choose(large, Direction::forward, kH100, "grid", &why).path, Path::plain);
+  EXPECT_STREQ(why, "positions or offsets do not fit into 32 bits");
+  EXPECT_EQ(choose(large, Direction::forward, kH100, nullptr, nullptr).path, Path::plain);
+}
+
 TEST(CudaBytes, ArePrinted) {
   const popnorm::Problem p = problem(POPNORM_NHWC, 50, 512, 784);
   char text[160];
   describe(p, choose(p, Direction::forward, kH100, "grid", nullptr), text, sizeof(text));
-  EXPECT_EQ(std::string(text), "grid: 24 blocks x 5 teams hold 13 chunks each, 1 launch, reads 1.00 T, writes 1.00 T");
+  EXPECT_EQ(std::string(text), "grid: 39 blocks x 3 teams hold 8 chunks each, 1 launch, reads 1.00 T, writes 1.00 T");
 }
 
 TEST(CudaPolicy, ThatADeviceDoesNotHaveIsPlainAndSaysWhy) {

@@ -13,7 +13,7 @@ popnorm_status check_reachable(const char* /*operation*/, const char* /*name*/, 
 
 // Small, so that small tensors have teams that keep all, some and none of what they read.
 popnorm_status ask_device(Device& device) {
-  device = {3, std::size_t{80} << 10, std::size_t{162} << 10, std::size_t{256} << 10, true, true};
+  device = {3, std::size_t{80} << 10, std::size_t{162} << 10, std::size_t{256} << 10, true, true, true};
   return POPNORM_SUCCESS;
 }
 

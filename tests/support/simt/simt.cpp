@@ -4,8 +4,10 @@
 #include <boost/context/fiber.hpp>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -115,6 +117,7 @@ struct Meeting {
   std::vector<Thread*> arrived;
   unsigned round = 0;
   char gate[2] = {};  // of odd and even rounds: the next may begin before all have left
+  bool any = false;   // of those that have arrived
 };
 
 struct Warp {
@@ -128,6 +131,13 @@ struct Block {
   std::vector<std::max_align_t> shared;
 };
 
+constexpr std::size_t kMostCopies = 512;
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+
 struct Thread {
   Coordinates at;
   context::stack_context stack;
@@ -137,7 +147,10 @@ struct Thread {
   Block* block = nullptr;
   unsigned lane = 0;
   bool waited = false;                // for earlier launches
+  bool any = false;                   // of those that it met
   double shuffled[2][kMostShuffled];  // of odd and even rounds
+  std::vector<Copy> copies;           // under way
+  std::vector<std::size_t> groups;    // how many of them each group has, which the last of them need not have
 };
 
 // Blocks that are there at once. Which of cluster and grid they are is the launch's business.
@@ -192,8 +205,12 @@ struct PooledStack {
 void open_if_complete(Meeting& m) {
   if (m.arrived.empty() || m.arrived.size() < m.expected) return;
   ++m.round;
-  for (Thread* t : m.arrived) running_set->ready.push_back(t);
+  for (Thread* t : m.arrived) {
+    t->any = m.any;
+    running_set->ready.push_back(t);
+  }
   m.arrived.clear();
+  m.any = false;
 }
 
 void meet(Meeting& m) {
@@ -219,6 +236,7 @@ void run_set(Set& set, const std::function<void()>& body, StackPool& pool) {
       t.watched.begin();
       t.waited = false;
       body();
+      if (!t.copies.empty()) die("a thread that ends before its copies");
       if (!t.waited) die("a kernel that does not wait for earlier launches");
       t.watched.end();
       return std::move(scheduler);
@@ -258,6 +276,13 @@ void wait_for_earlier_launches() { running->waited = true; }
 
 void block_barrier() { meet(running->block->meeting); }
 
+bool block_any(bool value) {
+  Meeting& m = running->block->meeting;
+  m.any |= value;
+  meet(m);
+  return running->any;
+}
+
 void cluster_barrier() {
   if (running_launch->cluster <= 1) die("a cluster's barrier without a cluster");
   meet(running_set->meeting);
@@ -280,6 +305,29 @@ void shuffle_xor(double* values, int count, int mask) {
   for (int i = 0; i < count; ++i) values[i] = theirs[i];
 }
 
+void copy_async(void* to, const void* from, std::size_t bytes) {
+  expect_aligned(to, bytes);
+  expect_aligned(from, bytes);
+  if (running->copies.size() == kMostCopies) die("too many copies are under way");
+  running->copies.push_back({to, from, bytes});
+}
+
+void commit_copies() {
+  Thread& t = *running;
+  if (t.groups.size() == kMostCopies) die("too many groups of copies are under way");
+  t.groups.push_back(t.copies.size() - std::accumulate(t.groups.begin(), t.groups.end(), std::size_t{0}));
+}
+
+void wait_for_copies(std::size_t kept) {
+  Thread& t = *running;
+  while (t.groups.size() > kept) {
+    const auto end = t.copies.begin() + static_cast<std::ptrdiff_t>(t.groups.front());
+    std::for_each(t.copies.begin(), end, [](const Copy& copy) { std::memcpy(copy.to, copy.from, copy.bytes); });
+    t.copies.erase(t.copies.begin(), end);
+    t.groups.erase(t.groups.begin());
+  }
+}
+
 void run(const Launch& launch, const std::function<void()>& thread) {
   const std::uint64_t blocks = std::uint64_t{launch.blocks.x} * launch.blocks.y * launch.blocks.z;
   const std::uint64_t at_once = launch.cooperative ? blocks : launch.cluster;
@@ -297,6 +345,8 @@ void run(const Launch& launch, const std::function<void()>& thread) {
           t.at = {{x, y, z}, {}, launch.threads, launch.blocks};
           t.block = &block;
           t.lane = of_block % kWarp;
+          t.copies.reserve(kMostCopies);
+          t.groups.reserve(kMostCopies);
           if (t.lane == 0) set.warps.emplace_back();
           t.warp = &set.warps.back();
           t.warp->lanes.push_back(&t);

@@ -37,12 +37,20 @@ void expect_aligned(const void* address, std::size_t bytes);
 // A thread that ends without having been here aborts with a message.
 void wait_for_earlier_launches();
 void block_barrier();
+// The same; whether it was so for any thread.
+bool block_any(bool value);
 void cluster_barrier();
 void grid_barrier();
 
 // Numbers of every lane of the running thread's warp, swapped with those of the lane whose number differs by `mask`.
 inline constexpr int kMostShuffled = 32;
 void shuffle_xor(double* values, int count, int mask);
+
+// Copies of the running thread: those begun since the last commit are a group. They happen no sooner than a wait for all but the
+// last `kept` groups asks for them.
+void copy_async(void* to, const void* from, std::size_t bytes);
+void commit_copies();
+void wait_for_copies(std::size_t kept);
 
 struct Launch {
   Extent blocks, threads;
