@@ -32,16 +32,16 @@ def main():
         for key, layers in rows_of(path).items():
             for layer, contenders in layers.items():
                 rows[key][layer].update(contenders)
-    print("| | layers | % of R | cuDNN | PyTorch | one read |\n| --- | --- | --- | --- | --- | --- |")
+    print("| | layers | % of R | cuDNN | PyTorch | plain |\n| --- | --- | --- | --- | --- | --- |")
     for key, layers in sorted(rows.items()):
         of = {name: {layer: c[name] for layer, c in layers.items() if name in c}
-              for name in ("popnorm_plain", "popnorm_auto", "cudnn", "pytorch")}
-        own = of["popnorm_plain"]
+              for name in ("popnorm_measured", "popnorm_plain", "cudnn", "pytorch")}
+        own = of["popnorm_measured"]
         if not own:
             continue
         share = [row["percent_of_R"] for row in own.values()]
         print(f"| {' '.join(key)} | {len(own)} | {statistics.geometric_mean(share):.0f} ({min(share):.0f}–{max(share):.0f}) | "
-              f"{ratios(own, of['cudnn'])} | {ratios(own, of['pytorch'])} | {ratios(own, of['popnorm_auto'])} |")
+              f"{ratios(own, of['cudnn'])} | {ratios(own, of['pytorch'])} | {ratios(own, of['popnorm_plain'])} |")
 
 
 if __name__ == "__main__":
