@@ -146,8 +146,8 @@ constexpr const char* kNames[] = {"plain", "block", "cluster", "grid"};
 Path measured(const Problem& p, Direction direction, const Device& device) {
   const Items items = items_of(p);
   const bool faster = device.clusters && direction == Direction::forward && p.form == Form::rows &&
-                      p.storage == POPNORM_F32 && p.norm_group.count == 1 && !p.fused() && items.chunks <= 12 &&
-                      items.count <= 4 * std::int64_t{device.multiprocessors};
+                      p.storage == POPNORM_F32 && p.norm_group.count == 1 && p.affine_slot.count == 1 && !p.fused() &&
+                      items.chunks <= 12 && items.count <= 4 * std::int64_t{device.multiprocessors};
   if (!faster) return Path::plain;
   return items.count > device.multiprocessors ? Path::block : Path::cluster;
 }
@@ -168,21 +168,16 @@ std::size_t shared_bytes(const Problem& p, Direction direction, int slots) {
 Policy choose(const Problem& p, Direction direction, const Device& device, const char* wanted, const char** why) {
   const Tensors tensors = tensors_of(p, direction);
   const Policy fallback = plain(p, direction, device, tensors);
+  const bool by_measure = wanted == nullptr || std::strcmp(wanted, "measured") == 0;
   const auto refuse = [&](const char* reason) {
-    if (why != nullptr) *why = reason;
+    if (why != nullptr && !by_measure) *why = reason;
     return fallback;
   };
   const auto is = [&](Path path) {
-    return wanted != nullptr && std::strcmp(wanted, kNames[static_cast<int>(path)]) == 0;
+    return by_measure ? path == measured(p, direction, device)
+                      : std::strcmp(wanted, kNames[static_cast<int>(path)]) == 0;
   };
-  const bool by_measure = wanted == nullptr || std::strcmp(wanted, "measured") == 0;
   if (is(Path::plain)) return fallback;
-  if (by_measure && (p.elements() == 0 || is_weighted(p) || !counts_in_32_bits(p) || p.affine_slot.count > 1))
-    return fallback;
-  if (by_measure) {
-    const Path path = measured(p, direction, device);
-    return path == Path::plain ? fallback : resident(p, direction, device, tensors, path);
-  }
   if (p.elements() == 0) return refuse("there are no elements");
   if (is_weighted(p)) return refuse("elements have weights, or labels may make them absent");
   if (!counts_in_32_bits(p)) return refuse("positions or offsets do not fit into 32 bits");
@@ -191,7 +186,7 @@ Policy choose(const Problem& p, Direction direction, const Device& device, const
     return refuse("groups end within bytes of the mask");
   if (is(Path::cluster) && !device.clusters) return refuse("the device has no clusters");
   if (is(Path::grid) && !device.cooperative) return refuse("the device has no cooperative launch");
-  if (std::strcmp(wanted, "auto") != 0) {
+  if (by_measure || std::strcmp(wanted, "auto") != 0) {
     for (const Path path : {Path::block, Path::cluster, Path::grid})
       if (is(path)) return resident(p, direction, device, tensors, path);
   }
