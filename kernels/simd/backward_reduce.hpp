@@ -96,8 +96,8 @@ struct BackwardColumnsLeaf {
     fetch_share<T>(block, dy, position, count);
   }
   POPNORM_INLINE void prefetch(const Row& row, std::int64_t c) const {
-    prefetch_to_l1(row.x + c, x_ahead);
-    prefetch_to_l1(row.dy + c, dy_ahead);
+    prefetch_to_l2(row.x + c, x_ahead);
+    prefetch_to_l2(row.dy + c, dy_ahead);
   }
   POPNORM_INLINE Columns columns(std::int64_t c, std::int64_t n) const {
     return {load(hi + c, n, Batch<T>(Arithmetic<T>(0))), gradient.load(c, n)};
@@ -116,16 +116,10 @@ POPNORM_INLINE void reduce_gradient_columns(const BackwardReduceArgs& args, cons
                                               args.x,
                                               args.dy,
                                               static_cast<const Arithmetic<T>*>(args.hi),
-                                              ahead_in_columns<T>(block, args.x, 4096),
-                                              ahead_in_columns<T>(block, args.dy, 4096),
+                                              ahead_in_columns<T>(block, args.x),
+                                              ahead_in_columns<T>(block, args.dy),
                                               gradient};
-  // A few channels of four positions are a few neighbouring lines in any order, and scattered samples have no order.
-  if (scattered<T>(block))
-    reduce_columns<Gathered>(leaf, block, args.sum_dy, args.sum_dy_d);
-  else if (block.channels <= 2 * kWidth<T>)
-    reduce_columns<Together>(leaf, block, args.sum_dy, args.sum_dy_d);
-  else
-    reduce_columns<InTurn<T>>(leaf, block, args.sum_dy, args.sum_dy_d);
+  reduce_columns<T>(leaf, block, args.sum_dy, args.sum_dy_d);
 }
 
 template <class T>

@@ -133,7 +133,7 @@ struct MomentsColumnsLeaf {
   POPNORM_INLINE void fetch(std::int64_t position, std::int64_t count) const {
     fetch_share<T>(block, input, position, count);
   }
-  POPNORM_INLINE void prefetch(Row row, std::int64_t c) const { prefetch_to_l1(row + c, ahead); }
+  POPNORM_INLINE void prefetch(Row row, std::int64_t c) const { prefetch_to_l2(row + c, ahead); }
   POPNORM_INLINE Batch<double> columns(std::int64_t c, std::int64_t n) const { return load_widened(pivot + c, n); }
   POPNORM_INLINE Terms<Batch<double>> terms(Row row, const Batch<double>& k, std::int64_t c, std::int64_t n) const {
     const Batch<double> d = load_widened(row + c, n) - k;
@@ -146,12 +146,9 @@ void moments_columns(const MomentsArgs& args) {
   const Block& block = args.block;
   const T* x = static_cast<const T*>(args.x.first);
   const T* pivot = x + sample_of(block, 0) * args.x.sample;
-  const std::int64_t ahead = ahead_in_columns<T>(block, args.x, 8192);
+  const std::int64_t ahead = ahead_in_columns<T>(block, args.x);
   const MomentsColumnsLeaf<T> leaf{block, args.x, x, pivot, args.x.sample, args.x.row, ahead};
-  if (scattered<T>(block))
-    reduce_columns<Gathered>(leaf, block, args.mean, args.m2);
-  else
-    reduce_columns<Together>(leaf, block, args.mean, args.m2);
+  reduce_columns<T>(leaf, block, args.mean, args.m2);
   const double n = static_cast<double>(block.samples * block.positions);
   for (std::int64_t c = 0; c < block.channels; ++c) {
     const double shift = args.mean[c] / n;

@@ -121,7 +121,7 @@ POPNORM_INLINE void reduce_rows(const Leaf& leaf, const Block& block, double& fi
 
 // ---------------------------------------------------------------------------------------------------- columns form
 
-// Positions are read 32 at a time and channels 512 at a time: sums and pending terms then stay in the first-level cache
+// Positions are read 32 at a time and channels 512 at a time: their sums then stay in the first-level cache
 // however many channels there are.
 inline constexpr std::int64_t kPositionBlock = 32;
 inline constexpr std::int64_t kChannelBlock = 512;
@@ -132,10 +132,11 @@ POPNORM_INLINE bool scattered(const Block& block) {
   return block.index != nullptr && block.positions * block.channels * static_cast<std::int64_t>(sizeof(T)) <= 4096;
 }
 
-// Elements from what is read to what is prefetched: the same channel, about `bytes` later. Without it a sweep that computes
+// Elements from what is read to what is prefetched: the same channel, about 8 KiB later. Without it a sweep that computes
 // between its loads gets half of what memory gives (docs/performance.md).
 template <class T>
-POPNORM_INLINE std::int64_t ahead_in_columns(const Block& block, const Input& input, std::int64_t bytes) {
+POPNORM_INLINE std::int64_t ahead_in_columns(const Block& block, const Input& input) {
+  constexpr std::int64_t bytes = 8192;
   if (scattered<T>(block)) return 0;
   const std::int64_t channels = block.channels < kChannelBlock ? block.channels : kChannelBlock;
   return (bytes / (channels * static_cast<std::int64_t>(sizeof(T))) + 1) * input.row;
@@ -230,52 +231,6 @@ class Gathered {
   std::int64_t position_ = 0;
 };
 
-// One position after the other, pending terms in buffers: every tensor is read strictly in memory order, which two tensors
-// at once need to go at full speed (docs/performance.md).
-template <class T>
-class InTurn {
- public:
-  template <std::int64_t rows, class Leaf>
-  POPNORM_INLINE void add(const Leaf& leaf, const typename Leaf::Row* row, std::int64_t begin, std::int64_t end,
-                          const ColumnSums& sums) {
-    unroll<rows>([&](auto r) __attribute__((always_inline)) { pass<r, rows>(leaf, row[r], begin, end, sums); });
-  }
-
- private:
-  struct Pending {
-    Arithmetic<T> p[kChannelBlock + kWidth<T>];
-    Arithmetic<T> q[kChannelBlock + kWidth<T>];
-    POPNORM_INLINE Terms<Batch<T>> load_at(std::int64_t i) const { return {load(p + i), load(q + i)}; }
-    POPNORM_INLINE void store_at(std::int64_t i, const Terms<Batch<T>>& t) {
-      t.p.store_unaligned(p + i);
-      t.q.store_unaligned(q + i);
-    }
-  };
-
-  // (0 + 1) + (2 + 3): what row r meets, and where it goes.
-  template <std::int64_t r, std::int64_t rows, class Leaf>
-  POPNORM_INLINE void pass(const Leaf& leaf, const typename Leaf::Row& row, std::int64_t begin, std::int64_t end,
-                           const ColumnSums& sums) {
-    for_each_vector<Leaf::kVector>(
-        begin, end, [&](std::int64_t c, auto n) __attribute__((always_inline)) {
-          leaf.prefetch(row, c);
-          const std::int64_t i = c - begin;
-          Terms<Batch<T>> t = leaf.terms(row, leaf.columns(c, n), c, n);
-          if constexpr (r == 3) t = odd_.load_at(i) + t;
-          if constexpr (r == 1 || r == 3 || (r == 2 && rows == 3)) t = even_.load_at(i) + t;
-          if constexpr (r == rows - 1)
-            sums.add(c, n, t);
-          else if constexpr (r == 2)
-            odd_.store_at(i, t);
-          else
-            even_.store_at(i, t);
-        });
-  }
-
-  Pending even_;
-  Pending odd_;
-};
-
 template <class Order, class Leaf>
 POPNORM_INLINE void reduce_positions(Order& order, const Leaf& leaf, const typename Leaf::Row* row, std::int64_t count,
                                      std::int64_t channels, const ColumnSums& sums) {
@@ -299,9 +254,8 @@ POPNORM_INLINE void reduce_positions(Order& order, const Leaf& leaf, const typen
   }
 }
 
-// The sums of all channels, columns form: first[channels], second[channels] are overwritten.
 template <class Order, class Leaf>
-POPNORM_INLINE void reduce_columns(const Leaf& leaf, const Block& block, double* first, double* second) {
+POPNORM_INLINE void reduce_in(const Leaf& leaf, const Block& block, double* first, double* second) {
   for (std::int64_t c = 0; c < block.channels; ++c) first[c] = second[c] = 0;
   Order order;
   typename Leaf::Row row[kPositionBlock];
@@ -320,4 +274,13 @@ POPNORM_INLINE void reduce_columns(const Leaf& leaf, const Block& block, double*
     reduce_positions(order, leaf, row, held, block.channels, {first, second});
     held = 0;
   }
+}
+
+// The sums of all channels, columns form: first[channels], second[channels] are overwritten.
+template <class T, class Leaf>
+POPNORM_INLINE void reduce_columns(const Leaf& leaf, const Block& block, double* first, double* second) {
+  if (scattered<T>(block))
+    reduce_in<Gathered>(leaf, block, first, second);
+  else
+    reduce_in<Together>(leaf, block, first, second);
 }
