@@ -17,7 +17,7 @@ namespace popnorm {
 namespace {
 
 // Changes whenever a result may change in any bit.
-constexpr std::int32_t kNumericsVersion = 2;
+constexpr std::int32_t kNumericsVersion = 3;
 
 template <class Args>
 popnorm_status run(const char* operation, const popnorm_plan* plan, const Args* from, void* stream,

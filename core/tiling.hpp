@@ -14,7 +14,7 @@ namespace popnorm {
 
 // L, the positions of a tile per channel. Leaves sum in f32 only over four vectors at a time (kernels/README.md), so that
 // accuracy does not limit it. Measured: rows like 16 KiB, enough to prefetch one tile ahead of another; columns, whose tile
-// holds all channels, like many tiles to share out.
+// holds all channels, like many tiles to share out, and longer ones, whose pivots cost less, where there are 16 anyway.
 inline constexpr std::int64_t kRowsTile = 4096;
 inline constexpr std::int64_t kColumnsTile = 512;
 
@@ -42,7 +42,8 @@ inline std::int64_t tile_length(Form form, std::int64_t n, std::int64_t c, std::
                                               : 256;
     least = std::max({least, of_tensor, each * groups});
   }
-  std::int64_t length = form == Form::rows ? kRowsTile : kColumnsTile;
+  const bool many = samples * positions >= 16.0 * kColumnsTile;
+  std::int64_t length = form == Form::rows ? kRowsTile : many ? 2 * kColumnsTile : kColumnsTile;
   while (static_cast<double>(length) < least && length < kLongestTile) length *= 2;
   return length;
 }
