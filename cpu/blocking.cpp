@@ -95,10 +95,12 @@ const Machine& this_machine() {
     const std::int64_t llc = cache_bytes(3);
     const long cores = ::sysconf(_SC_NPROCESSORS_ONLN);
     const std::int64_t threads = std::max<long>(cores, 1);
-    if (llc >= kSocketCache)
+    if (llc >= kSocketCache) {
       found.llc = 2 * found.l2 * threads;
-    else if (llc > 0)
-      found.llc = std::min<std::int64_t>(llc, kLargestLlcShare * threads);
+      found.kept = found.llc / 4 * 5;
+    } else if (llc > 0) {
+      found.llc = found.kept = std::min<std::int64_t>(llc, kLargestLlcShare * threads);
+    }
     found.page_streams = is_intel();
     return found;
   }();
@@ -133,10 +135,10 @@ Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& wor
   if (both && schedule != POPNORM_PHASES && extent.rows >= threads * kTasksPerThread && row_bytes <= machine.l2 / 2)
     b.rows = divide_up(extent.rows, b.parallel ? threads * kTasksPerThread : 1);
 
-  // Measured (docs/performance.md): ordinary stores win while input and output stay in the last-level cache; what a slab
+  // Measured (docs/performance.md): ordinary stores win while input and output stay in the last-level cache. What a slab
   // writes, though, drives out of the second-level cache what it is about to read again.
   const std::int64_t touched = extent.all * p.c * p.s * size_of(p.storage) * (work.tensors + 1);
-  const std::int64_t kept = b.rows > 0 || (b.slabs && rows) ? machine.llc / 4 * 3 : machine.llc / 4 * 5;
+  const std::int64_t kept = b.rows > 0 || (b.slabs && rows) ? machine.llc / 4 * 3 : machine.kept;
   const bool streaming = stores == POPNORM_STORES_STREAMING || (stores == POPNORM_STORES_AUTO && touched >= kept);
   b.stores = !streaming ? Stores::ordinary : machine.page_streams ? Stores::streaming_pages : Stores::streaming;
 

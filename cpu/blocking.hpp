@@ -15,9 +15,10 @@ namespace popnorm::cpu {
 
 // What blocking asks of a machine. Only measurements fill it in (docs/performance.md).
 struct Machine {
-  std::int64_t l2 = std::int64_t{1} << 20;    // bytes per core
-  std::int64_t llc = std::int64_t{32} << 20;  // bytes that its threads may count on together
-  bool page_streams = false;                  // streaming stores go faster over four pages in turn
+  std::int64_t l2 = std::int64_t{1} << 20;     // bytes per core
+  std::int64_t llc = std::int64_t{32} << 20;   // bytes that its threads may count on together
+  bool page_streams = false;                   // streaming stores go faster over four pages in turn
+  std::int64_t kept = std::int64_t{32} << 20;  // bytes of input and output below which ordinary stores win
 };
 
 // The one we run on.

@@ -65,6 +65,8 @@ TEST(Blocking, AForcedScheduleIsTaken) {
 TEST(Blocking, StreamsOnceInputAndOutputExceedTheLastLevelCache) {
   const Problem small = problem(Form::rows, 50, 64, 196);
   const Problem large = problem(Form::rows, 50, 256, 3136);
+  EXPECT_EQ(choose(problem(Form::columns, 32, 1 << 9, 1 << 8), 2).stores, Stores::streaming) << "32 MiB";
+  EXPECT_EQ(choose(problem(Form::columns, 32, 1 << 9, (1 << 8) - 1), 2).stores, Stores::ordinary);
   EXPECT_EQ(choose(small, 2, kInference).stores, Stores::ordinary);
   EXPECT_EQ(choose(large, 2, kInference).stores, Stores::streaming);
   EXPECT_EQ(choose(large, 2, kInference, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_ORDINARY).stores, Stores::ordinary);
