@@ -148,9 +148,10 @@ Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& wor
     std::int64_t channels = std::max<std::int64_t>(machine.l2 / 6 / std::max<std::int64_t>(channel, 1), 1);
     const std::int64_t share = b.parallel ? divide_up(p.c, threads * 2) : p.c;
     channels = std::min(channels, share);
-    // Where several channels make a slab: whole lines per sample (rows), whole vectors and bytes of a mask (columns).
+    // Whole lines per sample (rows), where such a slab fits into the second-level cache; whole vectors and bytes of a mask
+    // (columns).
     const std::int64_t unit = rows ? line / std::min(line, std::max<std::int64_t>(p.s & -p.s, 1)) : line;
-    if (channels >= unit)
+    if (channels >= unit || (rows && unit <= share && unit * channel <= machine.l2))
       channels = divide_up(channels, unit) * unit;
     else if (!rows)
       channels = divide_up(channels, 8) * 8;

@@ -51,6 +51,14 @@ TEST(Blocking, ChannelsFirstGetsSlabsThatFitTheSecondLevelCache) {
   EXPECT_EQ(b.channels * 196 % 16, 0) << "every sample's part of a slab is whole cache lines";
 }
 
+// A channel of backward is a fifth of the cache already, and a slab of one would share every line with its neighbours.
+TEST(Blocking, SlabsAreWholeLinesWhereTheSecondLevelCacheHasRoom) {
+  constexpr Work kBackward{2, true, true};
+  EXPECT_EQ(choose(problem(Form::rows, 128, 1024, 196), 2, kBackward).channels, 4);
+  EXPECT_EQ(choose(problem(Form::rows, 256, 1024, 196), 2, kBackward).channels, 1) << "no room";
+  EXPECT_EQ(choose(problem(Form::rows, 128, 8, 196), 4, kBackward).channels, 1) << "threads would idle";
+}
+
 TEST(Blocking, FewChannelsFallToPhases) {
   EXPECT_FALSE(choose(problem(Form::rows, 50, 3, 12544), 4).slabs);
   EXPECT_FALSE(choose(problem(Form::columns, 50, 256, 3136), 2).slabs);
