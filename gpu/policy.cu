@@ -63,7 +63,8 @@ bool counts_in_32_bits(const Problem& p) {
 
 // Of a tile, as far as that leaves room for as many blocks as have registers: three, or two with two tensors.
 int copied_ahead(const Problem& p, Direction direction, const Device& device) {
-  if (!device.copies) return 0;
+  // Elements of 16 bits cannot be copied one by one.
+  if (!device.copies || (is_strewn(p) && size_of(p.storage) == 2)) return 0;
   constexpr std::size_t kOfBlock = 1024;
   const std::size_t blocks = direction == Direction::forward ? 3 : 2;
   const std::size_t room = device.shared_of_multiprocessor / blocks - kOfBlock;

@@ -43,7 +43,12 @@ inline std::int64_t chunk_positions(const Problem& p) {
 
 inline std::int64_t chunks_of(const Problem& p) { return (p.n * p.s + chunk_positions(p) - 1) / chunk_positions(p); }
 
-inline Extents extents_of(const Problem& p) { return {p.n, p.c, Divisor(p.s)}; }
+// Whether images are made of neither packs nor, in 16 bits, of halves.
+inline bool is_strewn(const Problem& p) {
+  return p.form == Form::rows && p.s % std::min<std::int64_t>(16 / size_of(p.storage), 4) != 0;
+}
+
+inline Extents extents_of(const Problem& p) { return {p.n, p.c, Divisor(p.s), is_strewn(p) ? kStrewn : 0}; }
 
 inline Operand operand(const Problem& p, const void* first, const Strides& strides) {
   const bool rows = p.form == Form::rows;

@@ -80,11 +80,32 @@ class Normalized {
   NormalizeRow<A> of_[Shape<T, kAccess>::kChannels]{};
 };
 
+// Of strewn packs eight lanes have a byte together for every element of each.
+template <class T, Access kAccess>
+__device__ __forceinline__ void put_strewn_mask(const Mask& mask, Packs<T, kAccess> packs, unsigned passed) {
+  using S = Shape<T, kAccess>;
+  const unsigned lane = threadIdx.y % 8;
+#pragma unroll
+  for (int i = 0; i < S::kPacks; ++i, packs.next()) {
+    std::uint64_t bytes = 0;
+#pragma unroll
+    for (int j = 0; j < S::kPack; ++j)
+      bytes |= std::uint64_t{passed >> (i * S::kPack + j) & 1U} << (8 * j + static_cast<int>(lane));
+    for (int other = 1; other < 8; other *= 2) bytes |= shuffle_xor(bytes, other);
+    if (lane != 0) continue;
+#pragma unroll
+    for (int j = 0; j < S::kPack; ++j)
+      if ((packs.mask() >> j & 1U) != 0)
+        *mask.at<S::kRows>(packs.place(j), packs.extents().s.by()).byte = static_cast<std::uint8_t>(bytes >> (8 * j));
+  }
+}
+
 // Writes the bits of a chunk, of which each thread has those of its elements. Neighbouring lanes share a byte; chunks and groups
 // must not (gpu/policy.cu).
 template <class T, Access kAccess>
 __device__ __forceinline__ void put_mask(const Mask& mask, Packs<T, kAccess> packs, unsigned passed) {
   using S = Shape<T, kAccess>;
+  if (packs.apart() != 0) return put_strewn_mask(mask, packs, passed);
   constexpr unsigned kLanes = 8 / S::kPack;
   const unsigned lanes = S::kRows || blockDim.x > kLanes ? kLanes : blockDim.x;
   const unsigned lane = (S::kRows ? threadIdx.y : threadIdx.x) % lanes;
@@ -104,15 +125,26 @@ template <class T, Access kAccess>
 __device__ __forceinline__ unsigned masked_bits(const Mask& mask, Packs<T, kAccess> packs) {
   using S = Shape<T, kAccess>;
   unsigned passed = 0;
+  const std::int64_t s = packs.extents().s.by();
 #pragma unroll
-  for (int i = 0; i < S::kPacks; ++i, packs.next())
+  for (int i = 0; i < S::kPacks; ++i, packs.next()) {
+    if (packs.apart() != 0) {
+#pragma unroll
+      for (int j = 0; j < S::kPack; ++j)
+        if ((packs.mask() >> j & 1U) != 0) {
+          const Mask::Bit from = mask.at<S::kRows>(packs.place(j), s);
+          passed |= (unsigned{*from.byte} >> from.number & 1U) << (i * S::kPack + j);
+        }
+      continue;
+    }
     for_each_part(packs, packs.mask(), false, [&](unsigned part) {
       const int first = lowest_bit(part);
-      const Mask::Bit from = mask.at<S::kRows>(packs.place(first), packs.extents().s.by());
+      const Mask::Bit from = mask.at<S::kRows>(packs.place(first), s);
       unsigned bits = *from.byte;
       if (S::kRows && from.number + S::kPack > 8) bits |= static_cast<unsigned>(from.byte[1]) << 8;
       passed |= (bits >> from.number << first & part) << (i * S::kPack);
     });
+  }
   return passed;
 }
 

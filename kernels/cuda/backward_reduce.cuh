@@ -64,6 +64,7 @@ class Products {
     A sum[kRuns][S::kChannels]{}, products[kRuns][S::kChannels]{};
 #pragma unroll
     for (int i = 0; i < S::kPacks; ++i, packs.next()) {
+      if (Chunk<T, kAccess>::ends(x.mask(i))) break;
       by_samples(
           packs, x.mask(i), alike, [&](std::int64_t sample) { enter(sample); },
           [&](int j) {

@@ -1,7 +1,8 @@
 // What a block holds of a tensor at a time: a chunk, 64 bytes per thread in packs of 16. A pack is as many neighbours: positions of
-// a channel in the rows form, channels of a position in the columns form. Which thread holds which element depends on form and
-// type alone; whether it comes by one access or by several, because it is misaligned, short or straddles two samples, changes no
-// bit.
+// a channel in the rows form, channels of a position in the columns form. Where images are not made of packs (7 x 7), the packs of
+// all threads are strewn: the j-th of each before the next of any, so that the accesses of a warp lie side by side. Which thread
+// holds which element depends on form, type and image alone; whether it comes by one access or by several, because it is misaligned,
+// short or straddles two samples, changes no bit.
 #ifndef POPNORM_KERNELS_CUDA_CHUNK_CUH
 #define POPNORM_KERNELS_CUDA_CHUNK_CUH
 
@@ -24,6 +25,10 @@ POPNORM_INLINE constexpr bool is_even(Access access) {
   return access == Access::even_rows || access == Access::even_columns;
 }
 POPNORM_INLINE constexpr bool is_narrow(Access access) { return is_even(access) || access == Access::loose_rows; }
+
+// log2 of the positions from one element of a strewn pack to the next (Extents::apart).
+inline constexpr int kStrewn = 8;
+static_assert(1 << kStrewn == kThreads);
 
 // Elements of so many bytes that a thread holds.
 POPNORM_INLINE constexpr int held_of(std::size_t element) { return static_cast<int>(64 / element); }
@@ -64,11 +69,6 @@ struct Shape {
   POPNORM_INLINE static constexpr int element(int e, int k) { return kRows ? e : e * kPack + k; }
   POPNORM_INLINE static constexpr int channel(int j) { return kRows ? 0 : j; }
   POPNORM_INLINE static constexpr int weight(int i, int j) { return kRows ? i * kPack + j : i; }
-  // Where a thread's i-th element is among the positions of a chunk.
-  __device__ __forceinline__ static int position(int i) {
-    const int pack = i / kPack, y = static_cast<int>(threadIdx.y);
-    return kRows ? (pack * kThreads + y) * kPack + i % kPack : pack * static_cast<int>(blockDim.y) + y;
-  }
   // Positions of a chunk.
   POPNORM_INLINE static constexpr int positions(int threads_y) { return kRows ? kThreads * kHeld : threads_y * kPacks; }
 };
@@ -107,8 +107,7 @@ class Packs {
         members_(members),
         c_(static_cast<Count<kAccess>>(c)),
         end_(static_cast<Index>(end)),
-        walk_(static_cast<Index>(begin) + static_cast<Index>(S::kRows ? threadIdx.y * S::kPack : threadIdx.y), step(),
-              extents.s) {}
+        walk_(static_cast<Index>(begin) + static_cast<Index>(position(0)), step(), extents.s) {}
 
   __device__ __forceinline__ void next() { walk_.step(); }
   __device__ __forceinline__ void next_chunk() {
@@ -117,12 +116,19 @@ class Packs {
   }
   __device__ __forceinline__ const Extents& extents() const { return *extents_; }
   __device__ __forceinline__ std::int64_t channel() const { return c_; }
+  __device__ __forceinline__ int apart() const { return S::kRows && !is_even(kAccess) ? extents_->apart : 0; }
+  // Where the thread's i-th element is among the positions of a chunk.
+  __device__ __forceinline__ int position(int i) const {
+    const int pack = i / S::kPack, y = static_cast<int>(threadIdx.y);
+    if (!S::kRows) return pack * static_cast<int>(blockDim.y) + y;
+    return apart() != 0 ? i * kThreads + y : (pack * kThreads + y) * S::kPack + i % S::kPack;
+  }
   // Which elements of the pack there are.
   __device__ __forceinline__ unsigned mask() const {
     if constexpr (is_even(kAccess)) {
       return at() < end_ && (S::kRows || c_ < extents_->c) ? S::kWhole : 0;
     } else {
-      const std::int64_t left = at() >= end_ ? 0 : S::kRows ? end_ - at() : extents_->c - c_;
+      const std::int64_t left = at() >= end_ ? 0 : S::kRows ? ((end_ - at() - 1) >> apart()) + 1 : extents_->c - c_;
       return left >= S::kPack ? S::kWhole : left > 0 ? (1U << left) - 1 : 0;
     }
   }
@@ -130,7 +136,7 @@ class Packs {
   __device__ __forceinline__ unsigned of_one_sample(unsigned left) const {
     if (!S::kRows || is_even(kAccess)) return left;
     const int first = lowest_bit(left);
-    const std::int64_t end = first + extents_->s.by() - place(first).position;
+    const std::int64_t end = first + ((extents_->s.by() - place(first).position - 1) >> apart()) + 1;
     return end < S::kPack ? left & ((1U << end) - 1) : left;
   }
   // The sample, position and channel of the pack's j-th.
@@ -140,10 +146,10 @@ class Packs {
     std::int64_t channel;
   };
   __device__ __forceinline__ Place place(int j) const {
-    Index sample = walk_.sample(), position = walk_.position() + (S::kRows ? j : 0);
+    Index sample = walk_.sample(), position = walk_.position() + (S::kRows ? static_cast<Index>(j) << apart() : 0);
     if constexpr (S::kRows && !is_even(kAccess))
-      if (const auto s = static_cast<Index>(extents_->s.by()); position >= s) {
-        const Index beyond = s >= S::kPack ? 1 : extents_->s.quotient(position);
+      if (const auto s = static_cast<Index>(extents_->s.by()); is_narrow(kAccess) || position >= s) {
+        const Index beyond = !is_narrow(kAccess) && apart() == 0 && s >= S::kPack ? 1 : extents_->s.quotient(position);
         sample += beyond;
         position -= beyond * s;
       }
@@ -196,12 +202,24 @@ struct Chunk {
     return present >> (i * S::kPack) & S::kWhole;
   }
 
+  // Whether there is nothing from this pack on, where it is not cheaper to go on all the same.
+  __device__ __forceinline__ static bool ends(unsigned mask) {
+    return is_narrow(kAccess) && !is_even(kAccess) && mask == 0;
+  }
+  __device__ __forceinline__ void clear() {
+    present = 0;
+    if constexpr (is_narrow(kAccess) && !is_even(kAccess))
+#pragma unroll
+      for (T& element : held) element = T{};
+  }
+
   // Begins to copy to shared memory (kernels/cuda/intrinsics.cuh), of which each thread reads what it has copied: 16 bytes of each
   // thread side by side.
   __device__ __forceinline__ static void copy(void* slot, const Operand& from, Packs<T, kAccess> packs) {
 #pragma unroll
     for (int i = 0; i < S::kPacks; ++i, packs.next()) {
       const unsigned mask = packs.mask();
+      if (ends(mask)) break;
       T* const to = (static_cast<Pack*>(slot) + i * kThreads + Columns::thread())->element;
       if ((is_even(kAccess) || (!is_narrow(kAccess) && from.packs)) && mask == S::kWhole) {
         copy_async<16>(to, packs.of(from, 0));
@@ -224,20 +242,23 @@ struct Chunk {
     }
   }
   __device__ __forceinline__ void get(const void* slot, Packs<T, kAccess> packs) {
-    present = 0;
+    clear();
 #pragma unroll
     for (int i = 0; i < S::kPacks; ++i, packs.next()) {
-      present |= packs.mask() << (i * S::kPack);
+      const unsigned mask = packs.mask();
+      if (ends(mask)) break;
+      present |= mask << (i * S::kPack);
       *reinterpret_cast<Pack*>(held + i * S::kPack) =
           *(static_cast<const Pack*>(slot) + i * kThreads + Columns::thread());
     }
   }
 
   __device__ __forceinline__ void load(const Operand& from, Packs<T, kAccess> packs, bool last) {
-    present = 0;
+    clear();
 #pragma unroll
     for (int i = 0; i < S::kPacks; ++i, packs.next()) {
       const unsigned mask = packs.mask();
+      if (ends(mask)) break;
       present |= mask << (i * S::kPack);
       // Absent ones come from where something is: no branch between loads.
       const T* const anywhere = static_cast<const T*>(from.first);
@@ -378,6 +399,7 @@ __device__ __forceinline__ void write_chunk(const Operand& to, Packs<T, kAccess>
 #pragma unroll
   for (int i = 0; i < S::kPacks; ++i, packs.next()) {
     const unsigned mask = packs.mask();
+    if (Chunk<T, kAccess>::ends(mask)) break;
     alignas(16) T pack[S::kPack];
     const auto put = [&](int j) { pack[j] = value(i * S::kPack + j, S::channel(j)); };
     if (is_narrow(kAccess) && (is_even(kAccess) || alike)) {

@@ -90,6 +90,7 @@ struct Extents {
   std::int64_t n = 0;
   std::int64_t c = 0;
   Divisor s;
+  int apart = 0;  // log2 of the positions between neighbours of a pack (kernels/cuda/chunk.cuh)
 };
 
 // The samples of an id, in ascending order.

@@ -46,6 +46,7 @@ __device__ __forceinline__ TwoSums quick_sums(const Chunk<T, kAccess>& x, int k,
   TwoSums all{0, 0};
 #pragma unroll
   for (int first = 0; first < S::kPerChannel; first += kRun) {
+    if (!kWhole && S::kRows && Chunk<T, kAccess>::ends(x.present >> first)) break;
     A d[kRun];
 #pragma unroll
     for (int e = 0; e < kRun; ++e) {
@@ -71,7 +72,7 @@ __device__ __forceinline__ TwoSums sums_around(const Chunk<T, kAccess>& x, int k
   const TwoSums quick =
       x.whole() ? quick_sums<true>(x, k, pivot, magnitude) : quick_sums<false>(x, k, pivot, magnitude);
   constexpr A kLeast = A(1e-25), kMost = A(1e38);
-  if (sizeof(A) == sizeof(double) || (magnitude > kLeast && magnitude < kMost)) return quick;
+  if (sizeof(A) == sizeof(double) || x.present == 0 || (magnitude > kLeast && magnitude < kMost)) return quick;
   TwoSums all{0, 0};
 #pragma unroll
   for (int e = 0; e < S::kPerChannel; ++e) {
@@ -100,12 +101,18 @@ __device__ __forceinline__ void first_elements(const Operand& x, const Extents& 
 // Moves the pivots, a tile's first elements, to about the means of an element of every pack of its first chunk: by a number of 8 bits,
 // so that differences from the pivot are exact where elements have few bits. A constant is its own pivot.
 template <class A, class T, Access kAccess>
-__device__ __forceinline__ void move_to_means(const Chunk<T, kAccess>& held, const Stretch<T, kAccess>& tile,
-                                              std::byte* shared, A (&pivot)[Shape<T, kAccess>::kChannels]) {
+__device__ __forceinline__ void move_to_means(const Chunk<T, kAccess>& held, const Extents& extents,
+                                              const Stretch<T, kAccess>& tile, std::byte* shared,
+                                              A (&pivot)[Shape<T, kAccess>::kChannels]) {
   using S = Shape<T, kAccess>;
   const int step = tile.step(), thread = Columns::thread();
   const int positions = tile.end - tile.begin < step ? static_cast<int>(tile.end - tile.begin) : step;
-  const A share = A(1) / static_cast<A>(S::kRows ? (positions + S::kPack - 1) / S::kPack : positions);
+  constexpr int kRound = kThreads * S::kPack;  // all threads' i-th packs
+  const int last = positions % kRound;
+  const int packs = !S::kRows            ? positions
+                    : extents.apart == 0 ? (positions + S::kPack - 1) / S::kPack
+                                         : positions / kRound * kThreads + (last < kThreads ? last : kThreads);
+  const A share = A(1) / static_cast<A>(packs);
   A mean[S::kChannels];
 #pragma unroll
   for (int k = 0; k < S::kChannels; ++k) {
@@ -161,12 +168,12 @@ __device__ __forceinline__ void weighted_chunk_moments(Chunk<T, kAccess>& held, 
   double position = INFINITY;
 #pragma unroll
   for (int i = 0; i < S::kHeld; ++i)
-    if (held.has(i)) position = Least()(position, S::position(i));
+    if (held.has(i)) position = Least()(position, packs.position(i));
   const double first = block_reduce(position, columns, shared, Least());
   double pivot[S::kChannels]{};
 #pragma unroll
   for (int i = 0; i < S::kHeld; ++i)
-    if (held.has(i) && S::position(i) == first) pivot[S::channel(i % S::kPack)] = value(i);
+    if (held.has(i) && packs.position(i) == first) pivot[S::channel(i % S::kPack)] = value(i);
   block_reduce(pivot, columns, shared, Add());
   TwoSums sums[S::kChannels];
   // Around the first that is present, which a constant channel equals, then around the mean.
@@ -226,7 +233,7 @@ __device__ __forceinline__ void tile_moments(const MomentsArgs& args, const Stre
     for (int i = 0; i < chunks; ++i, packs.next_chunk()) {
       Chunk<T, kAccess> held;
       read(held, packs, i, sweep > 1);
-      if (sweep == 1 && i == 0) move_to_means(held, tile, shared, pivot);
+      if (sweep == 1 && i == 0) move_to_means(held, args.extents, tile, shared, pivot);
 #pragma unroll
       for (int k = 0; k < S::kChannels; ++k) sums[k] = Add()(sums[k], sums_around(held, k, pivot[k]));
     }
