@@ -150,7 +150,7 @@ struct Call {
     return launch(operation, "deliver", deliver_kernel<A>, args, line_of(p.c, p.affine_slot.count), stream);
   }
 
-  popnorm_status apply(const void* x, const void* dy, void* dx, void* dresidual) const {
+  popnorm_status apply(const void* x, const void* dy, void* dx, void* dresidual, bool follows) const {
     BackwardApplyArgs<A> args;
     args.extents = extents_of(p);
     args.x = operand(p, x, p.x);
@@ -163,6 +163,7 @@ struct Call {
     args.k1 = space.k1;
     args.k2 = space.k2;
     args.stretch = stretch_of(p);
+    args.follows = follows;
     const Reach reach = reach_of(p, {args.x, args.dy, args.dx, args.dresidual});
     return with_weights<A>(p, reach, is_weighted(p), p.fused(), [&](auto type, auto access, auto weighs, auto fused) {
       return launch(operation, "backward_apply",
@@ -257,10 +258,11 @@ popnorm_status backward(const Plan& plan, const popnorm_backward_args& a, void* 
     const AffineGradients affine = call.affine_gradients(a.dscale, a.dshift, a.accumulate != 0);
     if (a.dx != nullptr && policy.path != Path::plain)
       return call.resident(a.x, a.dy, a.dx, a.dresidual, affine, policy);
-    if (a.dx != nullptr || affine.any())
+    const bool sums = a.dx != nullptr || affine.any();
+    if (sums)
       POPNORM_TRY(call.sums(a.x, a.dy, call.space.dy_of_class, call.space.dy_xhat_of_class, affine, a.dx != nullptr));
     const bool applies = a.dx != nullptr || a.dresidual != nullptr;
-    return applies ? call.apply(a.x, a.dy, a.dx, a.dresidual) : POPNORM_SUCCESS;
+    return applies ? call.apply(a.x, a.dy, a.dx, a.dresidual, sums) : POPNORM_SUCCESS;
   });
 }
 
@@ -275,7 +277,7 @@ popnorm_status backward_apply(const Plan& plan, const popnorm_backward_apply_arg
     if (a.dx != nullptr)
       POPNORM_TRY(
           call.fold(Classes::rows, false, const_cast<double*>(a.sum_dy), const_cast<double*>(a.sum_dy_xhat), true));
-    return call.apply(a.x, a.dy, a.dx, a.dresidual);
+    return call.apply(a.x, a.dy, a.dx, a.dresidual, a.dx != nullptr);
   });
 }
 

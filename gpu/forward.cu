@@ -137,7 +137,7 @@ popnorm_status launch_feed(const char* operation, const Problem& p, const Maps& 
 template <class A>
 popnorm_status launch_normalize(const char* operation, const Problem& p, const void* x, void* y,
                                 const ForwardFusion& fusion, const popnorm_batch& batch, const RowSource<A>& source,
-                                void* stream) {
+                                bool follows, void* stream) {
   NormalizeArgs<A> args;
   args.extents = extents_of(p);
   args.x = operand(p, x, p.x);
@@ -146,6 +146,7 @@ popnorm_status launch_normalize(const char* operation, const Problem& p, const v
   args.weights = weights_of(p, batch);
   args.source = source;
   args.stretch = stretch_of(p);
+  args.follows = follows;
   const Reach reach = reach_of(p, {args.x, args.y, fusion.residual});
   return with_weights<A>(p, reach, is_weighted(p), p.fused(), [&](auto type, auto access, auto weighs, auto fused) {
     return launch(operation, "normalize", normalize_kernel<decltype(type), access.value, weighs.value, fused.value>,
@@ -224,7 +225,7 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* st
     } else {
       if (reduces) POPNORM_TRY(launch_moments("forward", p, moments, stream));
       POPNORM_TRY(launch_fold("forward", p, fold, stream));
-      POPNORM_TRY(launch_normalize("forward", p, a.x, a.y, fusion, a.batch, source, stream));
+      POPNORM_TRY(launch_normalize("forward", p, a.x, a.y, fusion, a.batch, source, true, stream));
     }
     return feeds && !folds ? launch_feed("forward", p, maps, a.update, fold.of_row, nullptr, stream) : POPNORM_SUCCESS;
   });
@@ -293,7 +294,8 @@ popnorm_status normalize(const Plan& plan, const popnorm_normalize_args& a, void
     const Maps maps(p, a.batch);
     POPNORM_TRY(check("normalize", p, a.batch, maps, false, stream));
     const RowSource<A> source = row_source<A>(p, maps, a.reserve);
-    return launch_normalize("normalize", p, a.x, a.y, fusion_of(p, a.residual, a.reserve), a.batch, source, stream);
+    return launch_normalize("normalize", p, a.x, a.y, fusion_of(p, a.residual, a.reserve), a.batch, source, false,
+                            stream);
   });
 }
 

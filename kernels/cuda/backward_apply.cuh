@@ -23,6 +23,7 @@ struct BackwardApplyArgs {
   const A* k1 = nullptr;  // [rows][c]
   const A* k2 = nullptr;
   std::int64_t stretch = 1;  // chunks that a block takes at a time
+  bool follows = false;      // upon another launch of the call, which writes neither x nor dy
 };
 
 // What dx needs of a row.
@@ -70,11 +71,19 @@ class Gradient {
  private:
   __device__ __forceinline__ void enter(std::int64_t sample) {
     if (!place_.enter(sample)) return;
-    for_each_channel<T, kAccess>(extents_, c_, [&](int k) {
-      const ApplyRow<A> r = row_of_(place_.row(), k);
-      const auto scale = static_cast<A>(rows_.scale.get(place_.affine() * extents_.c + c_ + k, 1));
-      of_[k] = {r.statistics.hi, r.statistics.invstd, gain<A>(scale, r.statistics.invstd), r.k1, r.k2, r.through};
+    ApplyRow<A> row[S::kChannels];
+    std::int64_t affine[S::kChannels];
+    read_each_channel<T, kAccess>(extents_, c_, [&](int k, int from) {
+      row[k] = row_of_(place_.row(), from);
+      affine[k] = place_.affine() * extents_.c + c_ + from;
     });
+    A scale[S::kChannels];
+    rows_.scale.get(affine, A(1), scale);
+#pragma unroll
+    for (int k = 0; k < S::kChannels; ++k) {
+      const StatisticsRow<A>& s = row[k].statistics;
+      of_[k] = {s.hi, s.invstd, gain<A>(scale[k], s.invstd), row[k].k1, row[k].k2, row[k].through};
+    }
   }
 
   const Extents& extents_;
@@ -103,30 +112,43 @@ __device__ __forceinline__ void put_dresidual(const Operand& dresidual, const Pa
 template <class T, Access kAccess, bool kWeighted, bool kFused>
 __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFused ? 3 : 2, 6))
     backward_apply_kernel(const __grid_constant__ BackwardApplyArgs<Arithmetic<T>> args) {
-  wait_for_earlier_launches();
   using A = Arithmetic<T>;
   const std::int64_t c = first_channel<T, kAccess>(blockIdx.x);
+  ChunksFromEnd<T, kAccess> chunks(args.extents, args.stretch, c);
+  Chunk<T, kAccess> x, dy;
+  const auto read = [&] {
+    const Packs<T, kAccess> packs = chunks.packs();
+    x.load(args.x, packs, true);
+    dy.load(args.dy, packs, true);
+  };
+  wait_for_earlier_launches(args.follows, [&] {
+    if (chunks.any()) read();
+  });
+  if (!chunks.any()) return;
   const Rows<A> rows = args.source.get();
   const auto statistics_of = [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); };
   const auto row_of = [&](std::int64_t row, int k) {
     const std::int64_t i = row * args.extents.c + c + k;
     const bool through = rows.of.weight[i] > 0;
-    return ApplyRow<A>{rows.row(i), through ? args.k1[i] : A(0), through ? args.k2[i] : A(0), through};
+    const A k1 = args.k1[i], k2 = args.k2[i];
+    return ApplyRow<A>{rows.row(i), through ? k1 : A(0), through ? k2 : A(0), through};
   };
   Gradient<A, T, kAccess, decltype(row_of)> gradient(args.extents, c, rows, row_of);
   with_alike<kAccess>(gradient.alike(), [&](auto alike) {
-    for_each_chunk_from_end<T, kAccess>(args.extents, args.stretch, c, [&](const Packs<T, kAccess>& packs) {
-      Chunk<T, kAccess> x, dy;
+#pragma unroll 1
+    for (;;) {
+      const Packs<T, kAccess> packs = chunks.packs();
       float weight[kWeighted ? Shape<T, kAccess>::kWeights : 1];
-      x.load(args.x, packs, true);
-      dy.load(args.dy, packs, true);
       if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, packs, weight);
       const Gate<A, kFused> gate = gate_of<A, T, kAccess, kFused>(args.fusion, packs, rows, x, statistics_of);
       if constexpr (kFused)
         if (args.dresidual.first != nullptr) put_dresidual(args.dresidual, packs, x, dy, gate);
-      if (kFused && args.dx.first == nullptr) return;
-      gradient.template put<kWeighted>(args.dx, packs, x, dy, gate, alike, weight);
-    });
+      if (!kFused || args.dx.first != nullptr)
+        gradient.template put<kWeighted>(args.dx, packs, x, dy, gate, alike, weight);
+      chunks.next();
+      if (!chunks.any()) break;
+      read();
+    }
   });
 }
 

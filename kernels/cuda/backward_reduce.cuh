@@ -89,11 +89,16 @@ class Products {
  private:
   __device__ __forceinline__ void enter(std::int64_t sample) {
     if (!place_.enter(sample)) return;
-    for_each_channel<T, kAccess>(extents_, c_, [&](int k) {
-      const StatisticsRow<A> r = row_of_(place_.row(), k);
-      const std::int64_t scale = place_.affine() * extents_.c + c_ + k;
-      of_[k] = {r.hi, r.invstd, r.lo * r.invstd, scaled_ ? static_cast<A>(rows_.scale.get(scale, 1)) : A(1)};
+    StatisticsRow<A> row[S::kChannels];
+    std::int64_t affine[S::kChannels];
+    read_each_channel<T, kAccess>(extents_, c_, [&](int k, int from) {
+      row[k] = row_of_(place_.row(), from);
+      affine[k] = place_.affine() * extents_.c + c_ + from;
     });
+    A scale[S::kChannels];
+    (scaled_ ? rows_.scale : Values{}).get(affine, A(1), scale);
+#pragma unroll
+    for (int k = 0; k < S::kChannels; ++k) of_[k] = {row[k].hi, row[k].invstd, row[k].lo * row[k].invstd, scale[k]};
   }
 
   const Extents& extents_;

@@ -69,8 +69,10 @@ struct Shape {
   POPNORM_INLINE static constexpr int element(int e, int k) { return kRows ? e : e * kPack + k; }
   POPNORM_INLINE static constexpr int channel(int j) { return kRows ? 0 : j; }
   POPNORM_INLINE static constexpr int weight(int i, int j) { return kRows ? i * kPack + j : i; }
-  // Positions of a chunk.
-  POPNORM_INLINE static constexpr int positions(int threads_y) { return kRows ? kThreads * kHeld : threads_y * kPacks; }
+  // log2 of the positions of a chunk.
+  __device__ __forceinline__ static int log_positions() {
+    return lowest_bit(kRows ? unsigned{kThreads * kHeld} : blockDim.y * kPacks);
+  }
 };
 
 // Channels of a thread that exist.
@@ -79,6 +81,16 @@ __device__ __forceinline__ void for_each_channel(const Extents& extents, std::in
 #pragma unroll
   for (int k = 0; k < Shape<T, kAccess>::kChannels; ++k)
     if (c + k < extents.c) body(k);
+}
+
+// The same of reading: of all channels at once, so that none waits for another; the last one stands for those that do not exist.
+template <class T, Access kAccess, class Body>
+__device__ __forceinline__ void read_each_channel(const Extents& extents, std::int64_t c, const Body& body) {
+  constexpr int kChannels = Shape<T, kAccess>::kChannels;
+  const std::int64_t left = extents.c - 1 - c;
+  const int last = static_cast<int>(left < kChannels - 1 ? left : kChannels - 1);  // below 0 if there is none
+#pragma unroll
+  for (int k = 0; k < kChannels; ++k) body(k, k < last ? k : last);
 }
 
 // The first channel of the running thread, its block being the `block`-th in channels.
@@ -230,13 +242,16 @@ struct Chunk {
             if ((mask >> j & 1U) != 0) copy_async<8>(to + j, packs.of(from, j));
           continue;
         }
+        if constexpr (sizeof(T) >= 4) {
 #pragma unroll
-        for (int j = 0; j < S::kPack; ++j) {
-          if ((mask >> j & 1U) == 0) continue;
-          if constexpr (sizeof(T) >= 4)
-            copy_async<sizeof(T)>(to + j, packs.of(from, j));
-          else
-            to[j] = *packs.of(from, j);
+          for (int j = 0; j < S::kPack; ++j)
+            if ((mask >> j & 1U) != 0) copy_async<sizeof(T)>(to + j, packs.of(from, j));
+        } else {
+          Pack pack;
+#pragma unroll
+          for (int j = 0; j < S::kPack; ++j)
+            pack.element[j] = *((mask >> j & 1U) != 0 ? packs.of(from, j) : static_cast<const T*>(from.first));
+          *reinterpret_cast<Pack*>(to) = pack;
         }
       }
     }
@@ -373,22 +388,36 @@ __device__ __forceinline__ void by_samples(const Packs<T, kAccess>& packs, unsig
   });
 }
 
-// Calls body(packs) for the chunks of the running block's stretches of all samples, walked as one group; from the end, because what
-// sums were taken of last is still near.
-template <class T, Access kAccess, class Body>
-__device__ __forceinline__ void for_each_chunk_from_end(const Extents& extents, std::int64_t stretch, std::int64_t c,
-                                                        const Body& body) {
-  const std::int64_t positions = extents.n * extents.s.by();
-  const std::int64_t step = Shape<T, kAccess>::positions(static_cast<int>(blockDim.y));
-  const std::int64_t chunks = (positions + step - 1) / step;
-  for (std::int64_t last = chunks - 1 - blockIdx.y * stretch; last >= 0; last -= gridDim.y * stretch) {
-#pragma unroll 1
-    for (std::int64_t number = last; number >= 0 && number > last - stretch; --number) {
-      const std::int64_t at = number * step;
-      body(Packs<T, kAccess>(extents, Samples<kAccess>(Members::all()), c, at, positions));
-    }
+// The chunks of the running block's stretches of all samples, walked as one group; from the end, because what sums were taken of last
+// is still near.
+template <class T, Access kAccess>
+class ChunksFromEnd {
+  using Number = Count<kAccess>;
+
+ public:
+  __device__ __forceinline__ ChunksFromEnd(const Extents& extents, std::int64_t stretch, std::int64_t c)
+      : extents_(extents), c_(c), stretch_(static_cast<Number>(stretch)) {
+    const int step = 1 << Shape<T, kAccess>::log_positions();
+    const auto chunks = static_cast<Number>((positions() + step - 1) >> Shape<T, kAccess>::log_positions());
+    begin_at(chunks - 1 - static_cast<Number>(blockIdx.y) * stretch_);
   }
-}
+  __device__ __forceinline__ bool any() const { return number_ >= 0; }
+  __device__ __forceinline__ Packs<T, kAccess> packs() const {
+    const std::int64_t at = std::int64_t{number_} << Shape<T, kAccess>::log_positions();
+    return {extents_, Samples<kAccess>(Members::all()), c_, at, positions()};
+  }
+  __device__ __forceinline__ void next() {
+    if (--number_ <= last_ - stretch_ || number_ < 0) begin_at(last_ - static_cast<Number>(gridDim.y) * stretch_);
+  }
+
+ private:
+  __device__ __forceinline__ std::int64_t positions() const { return extents_.n * extents_.s.by(); }
+  __device__ __forceinline__ void begin_at(Number last) { last_ = number_ = last; }
+
+  const Extents& extents_;
+  std::int64_t c_;
+  Number stretch_, last_, number_;
+};
 
 // Writes a chunk: enter(sample) before elements of another sample that is not `alike`, value(i, k) for the i-th element, of the
 // thread's k-th channel.

@@ -77,11 +77,12 @@ __device__ __forceinline__ float rounded_product(float a, float b) { return __fm
 __device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 
 // The first statement of every kernel. From sm_90 on a launch begins while the one before it ends (programmatic dependent launch);
-// here it waits until all of that is written, and lets the next one begin.
+// here it waits until all of that is written, and lets the next one begin: when a kernel begins, all launches but the last before it
+// have ended.
 __device__ __forceinline__ void wait_for_earlier_launches() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
   asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 
@@ -239,6 +240,14 @@ inline Bf16 narrow_bf16(float value) { return to_bf16(value); }
 inline void atomic_or(unsigned* to, unsigned bits) { __atomic_fetch_or(to, bits, __ATOMIC_RELAXED); }
 
 #endif
+
+// The same around read(), which comes before the wait if the launch before does not write what it reads.
+template <class Read>
+__device__ __forceinline__ void wait_for_earlier_launches(bool early, const Read& read) {
+  if (early) read();
+  wait_for_earlier_launches();
+  if (!early) read();
+}
 
 }  // namespace popnorm::cuda
 

@@ -64,15 +64,10 @@ __device__ __forceinline__ TwoSums quick_sums(const Chunk<T, kAccess>& x, int k,
   return all;
 }
 
-// The same, where a sum of squares that has left A's range, or nearly so, is taken again in double.
+// The same in double throughout.
 template <class A, class T, Access kAccess>
-__device__ __forceinline__ TwoSums sums_around(const Chunk<T, kAccess>& x, int k, A pivot) {
+__device__ __forceinline__ TwoSums wide_sums(const Chunk<T, kAccess>& x, int k, A pivot) {
   using S = Shape<T, kAccess>;
-  A magnitude = 0;
-  const TwoSums quick =
-      x.whole() ? quick_sums<true>(x, k, pivot, magnitude) : quick_sums<false>(x, k, pivot, magnitude);
-  constexpr A kLeast = A(1e-25), kMost = A(1e38);
-  if (sizeof(A) == sizeof(double) || x.present == 0 || (magnitude > kLeast && magnitude < kMost)) return quick;
   TwoSums all{0, 0};
 #pragma unroll
   for (int e = 0; e < S::kPerChannel; ++e) {
@@ -84,7 +79,34 @@ __device__ __forceinline__ TwoSums sums_around(const Chunk<T, kAccess>& x, int k
   return all;
 }
 
-// The first element of a tile in each of the thread's channels, 0 where there is none.
+// Adds a chunk's. A sum of squares that has left A's range, or nearly so, is taken again in double.
+template <bool kWhole, class A, class T, Access kAccess>
+__device__ __forceinline__ void add_sums(const Chunk<T, kAccess>& x, const A (&pivot)[Shape<T, kAccess>::kChannels],
+                                         TwoSums (&sums)[Shape<T, kAccess>::kChannels]) {
+  constexpr int kChannels = Shape<T, kAccess>::kChannels;
+  constexpr A kLeast = A(1e-25), kMost = A(1e38);
+  const auto fits = [&](A magnitude) {
+    return sizeof(A) == sizeof(double) || (magnitude > kLeast && magnitude < kMost);
+  };
+  TwoSums own[kChannels];
+  A magnitude[kChannels];
+  // One question for all channels, which are computed side by side.
+  bool fit = true;
+#pragma unroll
+  for (int k = 0; k < kChannels; ++k) {
+    magnitude[k] = 0;
+    own[k] = quick_sums<kWhole>(x, k, pivot[k], magnitude[k]);
+    fit = fit && fits(magnitude[k]);
+  }
+  if (!fit && x.present != 0)
+#pragma unroll
+    for (int k = 0; k < kChannels; ++k)
+      if (!fits(magnitude[k])) own[k] = wide_sums(x, k, pivot[k]);
+#pragma unroll
+  for (int k = 0; k < kChannels; ++k) sums[k] = Add()(sums[k], own[k]);
+}
+
+// The first element of a tile in each of the thread's channels.
 template <class A, class T, Access kAccess>
 __device__ __forceinline__ void first_elements(const Operand& x, const Extents& extents,
                                                const Stretch<T, kAccess>& tile,
@@ -93,9 +115,11 @@ __device__ __forceinline__ void first_elements(const Operand& x, const Extents& 
   const auto in_group = extents.s.quotient(begin);
   const std::int64_t position = begin - in_group * static_cast<decltype(begin)>(extents.s.by());
   const std::int64_t sample = tile.members.at(in_group);
+  T element[Shape<T, kAccess>::kChannels];
+  read_each_channel<T, kAccess>(extents, tile.c,
+                                [&](int k, int from) { element[k] = *x.at<T>(sample, tile.c + from, position); });
 #pragma unroll
-  for (int k = 0; k < Shape<T, kAccess>::kChannels; ++k)
-    first[k] = tile.c + k < extents.c ? to_arithmetic(*x.at<T>(sample, tile.c + k, position)) : A(0);
+  for (int k = 0; k < Shape<T, kAccess>::kChannels; ++k) first[k] = to_arithmetic(element[k]);
 }
 
 // Moves the pivots, a tile's first elements, to about the means of an element of every pack of its first chunk: by a number of 8 bits,
@@ -234,22 +258,27 @@ __device__ __forceinline__ void tile_moments(const MomentsArgs& args, const Stre
       Chunk<T, kAccess> held;
       read(held, packs, i, sweep > 1);
       if (sweep == 1 && i == 0) move_to_means(held, args.extents, tile, shared, pivot);
-#pragma unroll
-      for (int k = 0; k < S::kChannels; ++k) sums[k] = Add()(sums[k], sums_around(held, k, pivot[k]));
+      if (held.whole())
+        add_sums<true>(held, pivot, sums);
+      else
+        add_sums<false>(held, pivot, sums);
     }
     block_reduce(sums, Columns(static_cast<int>(blockDim.x)), shared, Add());
     if (sweep == kMostSweeps) break;
-    bool again = false;
-#pragma unroll
-    for (int k = 0; k < S::kChannels; ++k) {
+    // To where a pivot that is far from the mean is moved; else where it is.
+    const auto moved = [&](int k) {
       const double off = sums[k].first * share;
-      const A moved = static_cast<A>(static_cast<double>(pivot[k]) + off);
-      if (!(sums[k].first * off > kPivotGuard * sums[k].second) || !std::isfinite(moved) || moved == pivot[k]) continue;
-      pivot[k] = moved;
-      again = true;
-    }
-    // In the rows form all threads have the same sums.
+      const A mean = static_cast<A>(static_cast<double>(pivot[k]) + off);
+      return sums[k].first * off > kPivotGuard * sums[k].second && std::isfinite(mean) ? mean : pivot[k];
+    };
+    bool again = false;
+    if (S::kRows || threadIdx.y == 0)
+#pragma unroll
+      for (int k = 0; k < S::kChannels; ++k) again = again || moved(k) < pivot[k] || moved(k) > pivot[k];
+    // All threads of a channel have the same sums.
     if (!(S::kRows ? again : block_any(again))) break;
+#pragma unroll
+    for (int k = 0; k < S::kChannels; ++k) pivot[k] = moved(k);
   }
   if (threadIdx.y != 0) return;
 #pragma unroll

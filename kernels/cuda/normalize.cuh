@@ -18,6 +18,7 @@ struct NormalizeArgs {
   Weights weights;
   RowSource<A> source;
   std::int64_t stretch = 1;  // chunks that a block takes at a time
+  bool follows = false;      // upon another launch of the call, which does not write x
 };
 
 // Writes a chunk of y, and of the mask.
@@ -49,19 +50,28 @@ __device__ __forceinline__ void normalize_chunk(const Operand& y, [[maybe_unused
 template <class T, Access kAccess, bool kWeighted, bool kFused>
 __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFused ? 3 : 1, 2))
     normalize_kernel(const __grid_constant__ NormalizeArgs<Arithmetic<T>> args) {
-  wait_for_earlier_launches();
   using A = Arithmetic<T>;
   const std::int64_t c = first_channel<T, kAccess>(blockIdx.x);
+  ChunksFromEnd<T, kAccess> chunks(args.extents, args.stretch, c);
+  Chunk<T, kAccess> x;
+  const auto read = [&] { x.load(args.x, chunks.packs(), true); };
+  wait_for_earlier_launches(args.follows, [&] {
+    if (chunks.any()) read();
+  });
+  if (!chunks.any()) return;
   const Rows<A> rows = args.source.get();
   const auto row_of = [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); };
   Normalized<A, T, kAccess, decltype(row_of)> normalized(args.extents, c, rows, row_of);
   with_alike<kAccess>(normalized.alike(), [&](auto alike) {
-    for_each_chunk_from_end<T, kAccess>(args.extents, args.stretch, c, [&](const Packs<T, kAccess>& packs) {
-      Chunk<T, kAccess> x;
-      x.load(args.x, packs, true);
+#pragma unroll 1
+    for (;;) {
+      const Packs<T, kAccess> packs = chunks.packs();
       if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, packs, nullptr);
       normalize_chunk<A, T, kAccess, kFused>(args.y, args.fusion, packs, x, alike, normalized);
-    });
+      chunks.next();
+      if (!chunks.any()) break;
+      read();
+    }
   });
   if constexpr (kFused) {
     auto* const header = reinterpret_cast<ReserveHeader*>(args.source.reserve);

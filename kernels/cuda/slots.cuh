@@ -22,8 +22,10 @@ struct Stretch {
 
   __device__ __forceinline__ Stretch(const Members& of, std::int64_t first, std::int64_t from, std::int64_t to)
       : members(of), c(first), begin(static_cast<Count<kAccess>>(from)), end(static_cast<Count<kAccess>>(to)) {}
-  __device__ __forceinline__ static int step() { return Shape<T, kAccess>::positions(static_cast<int>(blockDim.y)); }
-  __device__ __forceinline__ int chunks() const { return static_cast<int>((end - begin + step() - 1) / step()); }
+  __device__ __forceinline__ static int step() { return 1 << Shape<T, kAccess>::log_positions(); }
+  __device__ __forceinline__ int chunks() const {
+    return static_cast<int>((end - begin + step() - 1) >> Shape<T, kAccess>::log_positions());
+  }
   // From the number-th chunk on.
   __device__ __forceinline__ Packs<T, kAccess> packs(const Extents& extents, int number = 0) const {
     return {extents, members, c, begin + static_cast<Count<kAccess>>(number) * step(), end};
