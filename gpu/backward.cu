@@ -3,6 +3,7 @@
 
 #include "gpu/call.hpp"
 #include "gpu/operations.hpp"
+#include "gpu/resident.hpp"
 #include "kernels/cuda/backward_apply.cuh"
 #include "kernels/cuda/backward_reduce.cuh"
 
@@ -179,11 +180,7 @@ struct Call {
                                        fold_args(Classes::rows, true, space.dy_of_class, space.dy_xhat_of_class, false,
                                                  fold_delivers(p) ? affine : AffineGradients{}),
                                        operand(p, dx, p.dx), operand(p, dresidual, p.dresidual), crew_of(p, policy)};
-    const Reach reach = reach_of(p, {args.reduce.x, args.reduce.dy, args.dx, args.dresidual});
-    POPNORM_TRY(with_kept<A>(p, reach, p.fused(), [&](auto type, auto access, auto fused) {
-      return launch(operation, "resident_backward", resident_backward_kernel<decltype(type), access.value, fused.value>,
-                    args, team_grid_of(p, Direction::backward, policy), stream);
-    }));
+    POPNORM_TRY(launch_resident(p, args, policy, stream));
     if (!affine.any() || fold_delivers(p)) return POPNORM_SUCCESS;
     return deliver(Classes::rows, space.dy_of_class, space.dy_xhat_of_class, affine);
   }
@@ -230,12 +227,6 @@ popnorm_status with_call(const char* operation, const Plan& plan, const Args& a,
 }
 
 }  // namespace
-
-int most_backward_teams(const Problem& p, const Policy& policy) {
-  return most_teams(p, Direction::backward, policy, [](auto type, auto access, auto fused) {
-    return reinterpret_cast<const void*>(resident_backward_kernel<decltype(type), access.value, fused.value>);
-  });
-}
 
 std::size_t backward_bytes(const Problem& p) {
   Arena arena(nullptr);

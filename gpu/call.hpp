@@ -202,33 +202,6 @@ auto with_access(const Problem& p, Reach reach, const Body& body) {
   });
 }
 
-// The same of kernels of one read, of rows the narrow ones alone (gpu/policy.cu), which double has none of.
-template <class A, class Body>
-auto with_kept(const Problem& p, Reach reach, bool flag, const Body& body) {
-  const bool rows = p.form == Form::rows;
-  return with_access<A>(p, rows && reach == Reach::any ? Reach::loose : reach, [&](auto type, auto access) {
-    if constexpr (access.value != Access::rows || std::is_same_v<A, double>) {
-      return flag ? body(type, access, std::true_type{}) : body(type, access, std::false_type{});
-    } else {
-      return decltype(body(type, AccessConstant<Access::even_rows>{}, std::true_type{})){};
-    }
-  });
-}
-
-// Teams of a kernel of one read that the device has room for at once: kernel(type, access, fused) is an instance of it.
-template <class Kernel>
-int most_teams(const Problem& p, Direction direction, const Policy& policy, const Kernel& kernel) {
-  return with_arithmetic_type(p, [&](auto arithmetic) {
-    // Which of them a call takes, its pointers decide.
-    const auto most = [&](Reach reach) {
-      return with_kept<decltype(arithmetic)>(p, reach, p.fused(), [&](auto type, auto access, auto fused) {
-        return co_resident(kernel(type, access, fused), team_grid_of(p, direction, policy));
-      });
-    };
-    return std::min(most(Reach::any), most(Reach::even)) / policy.team;
-  });
-}
-
 // The same of kernels that know weights, which are not narrow.
 template <class A, class Body>
 auto with_weights(const Problem& p, Reach reach, bool weighted, const Body& body) {

@@ -4,6 +4,7 @@
 #include "core/error.hpp"
 #include "gpu/call.hpp"
 #include "gpu/operations.hpp"
+#include "gpu/resident.hpp"
 #include "kernels/cuda/combine.cuh"
 #include "kernels/cuda/feed.cuh"
 #include "kernels/cuda/moments.cuh"
@@ -154,23 +155,7 @@ popnorm_status launch_normalize(const char* operation, const Problem& p, const v
   });
 }
 
-template <class A>
-popnorm_status launch_resident(const char* operation, const Problem& p, const ResidentForwardArgs<A>& args,
-                               const Policy& policy, void* stream) {
-  const Reach reach = reach_of(p, {args.moments.x, args.y, args.fusion.residual});
-  return with_kept<A>(p, reach, p.fused(), [&](auto type, auto access, auto fused) {
-    return launch(operation, "resident_forward", resident_forward_kernel<decltype(type), access.value, fused.value>,
-                  args, team_grid_of(p, Direction::forward, policy), stream);
-  });
-}
-
 }  // namespace
-
-int most_forward_teams(const Problem& p, const Policy& policy) {
-  return most_teams(p, Direction::forward, policy, [](auto type, auto access, auto fused) {
-    return reinterpret_cast<const void*>(resident_forward_kernel<decltype(type), access.value, fused.value>);
-  });
-}
 
 bool grid_holds(const Problem& p) { return channel_blocks(p) <= kMostChannelBlocks; }
 
@@ -221,7 +206,7 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* st
     if (reduces && policy.path != Path::plain) {
       if (a.reserve == nullptr) fold.out = {};
       const ResidentForwardArgs<A> args{moments, fold, source, operand(p, a.y, p.y), fusion, crew_of(p, policy)};
-      POPNORM_TRY(launch_resident("forward", p, args, policy, stream));
+      POPNORM_TRY(launch_resident(p, args, policy, stream));
     } else {
       if (reduces) POPNORM_TRY(launch_moments("forward", p, moments, stream));
       POPNORM_TRY(launch_fold("forward", p, fold, stream));

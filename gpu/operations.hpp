@@ -31,15 +31,16 @@ popnorm_status finalize(const Plan& plan, const popnorm_finalize_args& a, void* 
 popnorm_status normalize(const Plan& plan, const popnorm_normalize_args& a, void* stream);
 std::size_t forward_bytes(const Problem& p);
 
-// So many teams of a policy can be at work at once.
-int most_forward_teams(const Problem& p, const Policy& policy);
-
 // backward.cu
-int most_backward_teams(const Problem& p, const Policy& policy);
 popnorm_status backward(const Plan& plan, const popnorm_backward_args& a, void* stream);
 popnorm_status backward_reduce(const Plan& plan, const popnorm_backward_reduce_args& a, void* stream);
 popnorm_status backward_apply(const Plan& plan, const popnorm_backward_apply_args& a, void* stream);
 std::size_t backward_bytes(const Problem& p);
+
+// resident.cu
+// So many teams of a policy can be at work at once.
+int most_forward_teams(const Problem& p, const Policy& policy);
+int most_backward_teams(const Problem& p, const Policy& policy);
 
 }  // namespace popnorm::cuda
 

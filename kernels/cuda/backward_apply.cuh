@@ -121,9 +121,9 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
     x.load(args.x, packs, true);
     dy.load(args.dy, packs, true);
   };
-  wait_for_earlier_launches(args.follows, [&] {
-    if (chunks.any()) read();
-  });
+  const bool early = is_even(kAccess) && args.follows && chunks.any();
+  if (early) read();
+  wait_for_earlier_launches();
   if (!chunks.any()) return;
   const Rows<A> rows = args.source.get();
   const auto statistics_of = [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); };
@@ -136,7 +136,8 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
   Gradient<A, T, kAccess, decltype(row_of)> gradient(args.extents, c, rows, row_of);
   with_alike<kAccess>(gradient.alike(), [&](auto alike) {
 #pragma unroll 1
-    for (;;) {
+    for (bool held = early;; held = false) {
+      if (!held) read();
       const Packs<T, kAccess> packs = chunks.packs();
       float weight[kWeighted ? Shape<T, kAccess>::kWeights : 1];
       if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, packs, weight);
@@ -147,7 +148,6 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
         gradient.template put<kWeighted>(args.dx, packs, x, dy, gate, alike, weight);
       chunks.next();
       if (!chunks.any()) break;
-      read();
     }
   });
 }

@@ -86,11 +86,15 @@ __device__ __forceinline__ void for_each_channel(const Extents& extents, std::in
 // The same of reading: of all channels at once, so that none waits for another; the last one stands for those that do not exist.
 template <class T, Access kAccess, class Body>
 __device__ __forceinline__ void read_each_channel(const Extents& extents, std::int64_t c, const Body& body) {
-  constexpr int kChannels = Shape<T, kAccess>::kChannels;
-  const std::int64_t left = extents.c - 1 - c;
-  const int last = static_cast<int>(left < kChannels - 1 ? left : kChannels - 1);  // below 0 if there is none
+  if constexpr (in_rows(kAccess)) {
+    body(0, 0);
+  } else {
+    constexpr int kChannels = Shape<T, kAccess>::kChannels;
+    const std::int64_t left = extents.c - 1 - c;
+    const int last = static_cast<int>(left < kChannels - 1 ? left : kChannels - 1);  // below 0 if there is none
 #pragma unroll
-  for (int k = 0; k < kChannels; ++k) body(k, k < last ? k : last);
+    for (int k = 0; k < kChannels; ++k) body(k, k < last ? k : last);
+  }
 }
 
 // The first channel of the running thread, its block being the `block`-th in channels.
@@ -429,7 +433,7 @@ __device__ __forceinline__ void write_chunk(const Operand& to, Packs<T, kAccess>
   for (int i = 0; i < S::kPacks; ++i, packs.next()) {
     const unsigned mask = packs.mask();
     if (Chunk<T, kAccess>::ends(mask)) break;
-    alignas(16) T pack[S::kPack];
+    alignas(16) T pack[S::kPack]{};
     const auto put = [&](int j) { pack[j] = value(i * S::kPack + j, S::channel(j)); };
     if (is_narrow(kAccess) && (is_even(kAccess) || alike)) {
       // What is absent is computed too, and not written.

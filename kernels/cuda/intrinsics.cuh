@@ -241,14 +241,6 @@ inline void atomic_or(unsigned* to, unsigned bits) { __atomic_fetch_or(to, bits,
 
 #endif
 
-// The same around read(), which comes before the wait if the launch before does not write what it reads.
-template <class Read>
-__device__ __forceinline__ void wait_for_earlier_launches(bool early, const Read& read) {
-  if (early) read();
-  wait_for_earlier_launches();
-  if (!early) read();
-}
-
 }  // namespace popnorm::cuda
 
 #endif

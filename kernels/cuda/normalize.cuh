@@ -55,22 +55,22 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
   ChunksFromEnd<T, kAccess> chunks(args.extents, args.stretch, c);
   Chunk<T, kAccess> x;
   const auto read = [&] { x.load(args.x, chunks.packs(), true); };
-  wait_for_earlier_launches(args.follows, [&] {
-    if (chunks.any()) read();
-  });
+  const bool early = is_even(kAccess) && args.follows && chunks.any();
+  if (early) read();
+  wait_for_earlier_launches();
   if (!chunks.any()) return;
   const Rows<A> rows = args.source.get();
   const auto row_of = [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); };
   Normalized<A, T, kAccess, decltype(row_of)> normalized(args.extents, c, rows, row_of);
   with_alike<kAccess>(normalized.alike(), [&](auto alike) {
 #pragma unroll 1
-    for (;;) {
+    for (bool held = early;; held = false) {
+      if (!held) read();
       const Packs<T, kAccess> packs = chunks.packs();
       if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, packs, nullptr);
       normalize_chunk<A, T, kAccess, kFused>(args.y, args.fusion, packs, x, alike, normalized);
       chunks.next();
       if (!chunks.any()) break;
-      read();
     }
   });
   if constexpr (kFused) {
