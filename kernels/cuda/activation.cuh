@@ -62,18 +62,18 @@ class Normalized {
 
   __device__ __forceinline__ void enter(std::int64_t sample) {
     if (!place_.enter(sample)) return;
-    constexpr int kChannels = Shape<T, kAccess>::kChannels;
-    StatisticsRow<A> row[kChannels];
-    std::int64_t affine[kChannels];
-    read_each_channel<T, kAccess>(extents_, c_, [&](int k, int from) {
-      row[k] = row_of_(place_.row(), from);
-      affine[k] = place_.affine() * extents_.c + c_ + from;
-    });
-    A scale[kChannels], shift[kChannels];
-    rows_.scale.get(affine, A(1), scale);
-    rows_.shift.get(affine, A(0), shift);
+    read_channels<T, kAccess>(extents_, c_, [&](int k, int from) {
+      constexpr int kAtOnce = kReadAtOnce<T, kAccess>;
+      const std::int64_t affine = place_.affine() * extents_.c + c_ + from;
+      StatisticsRow<A> row[kAtOnce];
+      A scale[kAtOnce], shift[kAtOnce];
 #pragma unroll
-    for (int k = 0; k < kChannels; ++k) of_[k] = normalize_row<A>(row[k], scale[k], shift[k]);
+      for (int i = 0; i < kAtOnce; ++i) row[i] = row_of_(place_.row(), from + i);
+      rows_.scale.get(affine, A(1), scale);
+      rows_.shift.get(affine, A(0), shift);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) of_[k + i] = normalize_row<A>(row[i], scale[i], shift[i]);
+    });
   }
   __device__ __forceinline__ bool alike() const { return place_.alike(); }
   __device__ __forceinline__ A z(A x, int k) const { return multiply_add(x - of_[k].hi, of_[k].s, of_[k].b); }

@@ -71,19 +71,19 @@ class Gradient {
  private:
   __device__ __forceinline__ void enter(std::int64_t sample) {
     if (!place_.enter(sample)) return;
-    ApplyRow<A> row[S::kChannels];
-    std::int64_t affine[S::kChannels];
-    read_each_channel<T, kAccess>(extents_, c_, [&](int k, int from) {
-      row[k] = row_of_(place_.row(), from);
-      affine[k] = place_.affine() * extents_.c + c_ + from;
-    });
-    A scale[S::kChannels];
-    rows_.scale.get(affine, A(1), scale);
+    read_channels<T, kAccess>(extents_, c_, [&](int k, int from) {
+      constexpr int kAtOnce = kReadAtOnce<T, kAccess>;
+      ApplyRow<A> row[kAtOnce];
+      A scale[kAtOnce];
 #pragma unroll
-    for (int k = 0; k < S::kChannels; ++k) {
-      const StatisticsRow<A>& s = row[k].statistics;
-      of_[k] = {s.hi, s.invstd, gain<A>(scale[k], s.invstd), row[k].k1, row[k].k2, row[k].through};
-    }
+      for (int i = 0; i < kAtOnce; ++i) row[i] = row_of_(place_.row(), from + i);
+      rows_.scale.get(place_.affine() * extents_.c + c_ + from, A(1), scale);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const StatisticsRow<A>& s = row[i].statistics;
+        of_[k + i] = {s.hi, s.invstd, gain<A>(scale[i], s.invstd), row[i].k1, row[i].k2, row[i].through};
+      }
+    });
   }
 
   const Extents& extents_;

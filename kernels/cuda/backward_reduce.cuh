@@ -89,16 +89,16 @@ class Products {
  private:
   __device__ __forceinline__ void enter(std::int64_t sample) {
     if (!place_.enter(sample)) return;
-    StatisticsRow<A> row[S::kChannels];
-    std::int64_t affine[S::kChannels];
-    read_each_channel<T, kAccess>(extents_, c_, [&](int k, int from) {
-      row[k] = row_of_(place_.row(), from);
-      affine[k] = place_.affine() * extents_.c + c_ + from;
-    });
-    A scale[S::kChannels];
-    (scaled_ ? rows_.scale : Values{}).get(affine, A(1), scale);
+    read_channels<T, kAccess>(extents_, c_, [&](int k, int from) {
+      constexpr int kAtOnce = kReadAtOnce<T, kAccess>;
+      StatisticsRow<A> row[kAtOnce];
+      A scale[kAtOnce];
 #pragma unroll
-    for (int k = 0; k < S::kChannels; ++k) of_[k] = {row[k].hi, row[k].invstd, row[k].lo * row[k].invstd, scale[k]};
+      for (int i = 0; i < kAtOnce; ++i) row[i] = row_of_(place_.row(), from + i);
+      (scaled_ ? rows_.scale : Values{}).get(place_.affine() * extents_.c + c_ + from, A(1), scale);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) of_[k + i] = {row[i].hi, row[i].invstd, row[i].lo * row[i].invstd, scale[i]};
+    });
   }
 
   const Extents& extents_;

@@ -83,17 +83,17 @@ __device__ __forceinline__ void for_each_channel(const Extents& extents, std::in
     if (c + k < extents.c) body(k);
 }
 
-// The same of reading: of all channels at once, so that none waits for another; the last one stands for those that do not exist.
+// Calls body(k, from) to read what channels k to k + kReadAtOnce - 1 of a thread have: as many from c + from on. Those of an even pack all
+// at once, so that none waits for another, and where they do not exist those of another pack; of others those that exist.
+template <class T, Access kAccess>
+inline constexpr int kReadAtOnce = is_even(kAccess) ? Shape<T, kAccess>::kChannels : 1;
 template <class T, Access kAccess, class Body>
-__device__ __forceinline__ void read_each_channel(const Extents& extents, std::int64_t c, const Body& body) {
-  if constexpr (in_rows(kAccess)) {
-    body(0, 0);
+__device__ __forceinline__ void read_channels(const Extents& extents, std::int64_t c, const Body& body) {
+  if constexpr (is_even(kAccess) && !in_rows(kAccess)) {
+    const std::int64_t last = extents.c - kReadAtOnce<T, kAccess> - c;
+    body(0, last < 0 ? static_cast<int>(last) : 0);
   } else {
-    constexpr int kChannels = Shape<T, kAccess>::kChannels;
-    const std::int64_t left = extents.c - 1 - c;
-    const int last = static_cast<int>(left < kChannels - 1 ? left : kChannels - 1);  // below 0 if there is none
-#pragma unroll
-    for (int k = 0; k < kChannels; ++k) body(k, k < last ? k : last);
+    for_each_channel<T, kAccess>(extents, c, [&](int k) { body(k, k); });
   }
 }
 

@@ -303,15 +303,15 @@ struct Values {
     return type == POPNORM_F64 ? static_cast<const double*>(first)[i]
                                : static_cast<double>(static_cast<const float*>(first)[i]);
   }
-  // Some of them: get() of each would ask for the type, and wait, as often.
+  // Neighbours from i on: get() of each would ask for the type, and wait, as often.
   template <int N, class A>
-  POPNORM_INLINE void get(const std::int64_t (&i)[N], A absent, A (&value)[N]) const {
+  POPNORM_INLINE void get(std::int64_t i, A absent, A (&value)[N]) const {
     if (first == nullptr) {
       for (int k = 0; k < N; ++k) value[k] = absent;
     } else if (type == POPNORM_F64) {
-      for (int k = 0; k < N; ++k) value[k] = static_cast<A>(static_cast<const double*>(first)[i[k]]);
+      for (int k = 0; k < N; ++k) value[k] = static_cast<A>(static_cast<const double*>(first)[i + k]);
     } else {
-      for (int k = 0; k < N; ++k) value[k] = static_cast<A>(static_cast<const float*>(first)[i[k]]);
+      for (int k = 0; k < N; ++k) value[k] = static_cast<A>(static_cast<const float*>(first)[i + k]);
     }
   }
 };

@@ -115,11 +115,13 @@ __device__ __forceinline__ void first_elements(const Operand& x, const Extents& 
   const auto in_group = extents.s.quotient(begin);
   const std::int64_t position = begin - in_group * static_cast<decltype(begin)>(extents.s.by());
   const std::int64_t sample = tile.members.at(in_group);
-  T element[Shape<T, kAccess>::kChannels];
-  read_each_channel<T, kAccess>(extents, tile.c,
-                                [&](int k, int from) { element[k] = *x.at<T>(sample, tile.c + from, position); });
 #pragma unroll
-  for (int k = 0; k < Shape<T, kAccess>::kChannels; ++k) first[k] = to_arithmetic(element[k]);
+  for (int k = 0; k < Shape<T, kAccess>::kChannels; ++k) first[k] = 0;
+  read_channels<T, kAccess>(extents, tile.c, [&](int k, int from) {
+#pragma unroll
+    for (int i = 0; i < kReadAtOnce<T, kAccess>; ++i)
+      first[k + i] = to_arithmetic(*x.at<T>(sample, tile.c + from + i, position));
+  });
 }
 
 // Moves the pivots, a tile's first elements, to about the means of an element of every pack of its first chunk: by a number of 8 bits,
