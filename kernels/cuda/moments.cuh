@@ -88,22 +88,26 @@ __device__ __forceinline__ void add_sums(const Chunk<T, kAccess>& x, const A (&p
   const auto fits = [&](A magnitude) {
     return sizeof(A) == sizeof(double) || (magnitude > kLeast && magnitude < kMost);
   };
-  TwoSums own[kChannels];
-  A magnitude[kChannels];
-  // One question for all channels, which are computed side by side.
-  bool fit = true;
+  // One question for several channels, which are computed side by side; for all eight there are no registers.
+  constexpr int kAtOnce = kChannels <= 4 ? kChannels : 2;
 #pragma unroll
-  for (int k = 0; k < kChannels; ++k) {
-    magnitude[k] = 0;
-    own[k] = quick_sums<kWhole>(x, k, pivot[k], magnitude[k]);
-    fit = fit && fits(magnitude[k]);
+  for (int first = 0; first < kChannels; first += kAtOnce) {
+    TwoSums own[kAtOnce];
+    A magnitude[kAtOnce];
+    bool fit = true;
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      magnitude[k] = 0;
+      own[k] = quick_sums<kWhole>(x, first + k, pivot[first + k], magnitude[k]);
+      fit = fit && fits(magnitude[k]);
+    }
+    if (!fit && x.present != 0)
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k)
+        if (!fits(magnitude[k])) own[k] = wide_sums(x, first + k, pivot[first + k]);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) sums[first + k] = Add()(sums[first + k], own[k]);
   }
-  if (!fit && x.present != 0)
-#pragma unroll
-    for (int k = 0; k < kChannels; ++k)
-      if (!fits(magnitude[k])) own[k] = wide_sums(x, k, pivot[k]);
-#pragma unroll
-  for (int k = 0; k < kChannels; ++k) sums[k] = Add()(sums[k], own[k]);
 }
 
 // The first element of a tile in each of the thread's channels.
@@ -115,12 +119,19 @@ __device__ __forceinline__ void first_elements(const Operand& x, const Extents& 
   const auto in_group = extents.s.quotient(begin);
   const std::int64_t position = begin - in_group * static_cast<decltype(begin)>(extents.s.by());
   const std::int64_t sample = tile.members.at(in_group);
+  using S = Shape<T, kAccess>;
 #pragma unroll
-  for (int k = 0; k < Shape<T, kAccess>::kChannels; ++k) first[k] = 0;
+  for (int k = 0; k < S::kChannels; ++k) first[k] = 0;
   read_channels<T, kAccess>(extents, tile.c, [&](int k, int from) {
+    const T* const at = x.at<T>(sample, tile.c + from, position);
+    if constexpr (S::kChannels > 1 && is_even(kAccess)) {
+      alignas(16) T pack[S::kPack];
+      load_16(pack, at, false);
 #pragma unroll
-    for (int i = 0; i < kReadAtOnce<T, kAccess>; ++i)
-      first[k + i] = to_arithmetic(*x.at<T>(sample, tile.c + from + i, position));
+      for (int i = 0; i < S::kPack; ++i) first[i] = to_arithmetic(pack[i]);
+    } else {
+      first[k] = to_arithmetic(*at);
+    }
   });
 }
 
@@ -244,8 +255,8 @@ __device__ __forceinline__ void tile_moments(const MomentsArgs& args, const Stre
                                              std::byte* shared, const Read& read,
                                              Moments (&moments)[Shape<T, kAccess>::kChannels]) {
   using S = Shape<T, kAccess>;
-  const auto positions = static_cast<double>(tile.end - tile.begin);
-  const double share = 1 / positions;
+  // Asked for where it is needed: no registers are left while chunks are summed.
+  const auto off = [&](const TwoSums& s) { return s.first / static_cast<double>(tile.end - tile.begin); };
   const int chunks = tile.chunks();
   A pivot[S::kChannels];
   first_elements(args.x, args.extents, tile, pivot);
@@ -269,9 +280,8 @@ __device__ __forceinline__ void tile_moments(const MomentsArgs& args, const Stre
     if (sweep == kMostSweeps) break;
     // To where a pivot that is far from the mean is moved; else where it is.
     const auto moved = [&](int k) {
-      const double off = sums[k].first * share;
-      const A mean = static_cast<A>(static_cast<double>(pivot[k]) + off);
-      return sums[k].first * off > kPivotGuard * sums[k].second && std::isfinite(mean) ? mean : pivot[k];
+      const A mean = static_cast<A>(static_cast<double>(pivot[k]) + off(sums[k]));
+      return sums[k].first * off(sums[k]) > kPivotGuard * sums[k].second && std::isfinite(mean) ? mean : pivot[k];
     };
     bool again = false;
     if (S::kRows || threadIdx.y == 0)
@@ -285,8 +295,8 @@ __device__ __forceinline__ void tile_moments(const MomentsArgs& args, const Stre
   if (threadIdx.y != 0) return;
 #pragma unroll
   for (int k = 0; k < S::kChannels; ++k) {
-    const double off = sums[k].first * share;
-    moments[k] = {positions, static_cast<double>(pivot[k]) + off, sums[k].second - sums[k].first * off};
+    moments[k] = {static_cast<double>(tile.end - tile.begin), static_cast<double>(pivot[k]) + off(sums[k]),
+                  sums[k].second - sums[k].first * off(sums[k])};
   }
 }
 
