@@ -89,7 +89,9 @@ template <class T, Access kAccess>
 inline constexpr int kReadAtOnce = is_even(kAccess) ? Shape<T, kAccess>::kChannels : 1;
 template <class T, Access kAccess, class Body>
 __device__ __forceinline__ void read_channels(const Extents& extents, std::int64_t c, const Body& body) {
-  if constexpr (is_even(kAccess) && !in_rows(kAccess)) {
+  if constexpr (in_rows(kAccess)) {
+    body(0, 0);
+  } else if constexpr (is_even(kAccess)) {
     const std::int64_t last = extents.c - kReadAtOnce<T, kAccess> - c;
     body(0, last < 0 ? static_cast<int>(last) : 0);
   } else {
