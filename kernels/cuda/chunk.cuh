@@ -220,7 +220,7 @@ struct Chunk {
     return present >> (i * S::kPack) & S::kWhole;
   }
 
-  // Whether there is nothing from this pack on, where it is not cheaper to go on all the same.
+  // Whether there is nothing from a pack with this mask on. Of even packs nobody asks: no branch stands between loads.
   __device__ __forceinline__ static bool ends(unsigned mask) {
     return is_narrow(kAccess) && !is_even(kAccess) && mask == 0;
   }

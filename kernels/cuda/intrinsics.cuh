@@ -76,9 +76,9 @@ __device__ __forceinline__ double multiply_add(double a, double b, double c) { r
 __device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 
-// The first statement of every kernel. From sm_90 on a launch begins while the one before it ends (programmatic dependent launch);
-// here it waits until all of that is written, and lets the next one begin: when a kernel begins, all launches but the last before it
-// have ended.
+// Comes in every kernel before it touches what the launch before it writes, and in every thread. From sm_90 on a launch begins while
+// that one ends (programmatic dependent launch); here it waits until all of that is written, and lets the next one begin: when a
+// kernel begins, all launches but the last before it have ended.
 __device__ __forceinline__ void wait_for_earlier_launches() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
