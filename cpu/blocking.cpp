@@ -60,17 +60,25 @@ struct Cuts {
   std::int64_t cuts = 1;
 };
 
-// The share of the threads' time that is work, if every task starts as soon as a thread is free.
+// The share of the threads' time that is work, if every task starts as soon as a thread is free, and from where on that will do.
 double balance(std::int64_t count, std::int64_t threads, const Cuts& c) {
   const std::int64_t rounds = divide_up(divide_up(count, c.grain) * c.cuts, threads);
   return static_cast<double>(count * c.cuts) / static_cast<double>(threads * rounds * c.grain);
+}
+constexpr double kBalanced = 0.9;
+
+// Channels of a slab: whole units, between half of `most` and `most`, so that slabs go round.
+std::int64_t slab_width(std::int64_t channels, std::int64_t most, std::int64_t unit, std::int64_t threads) {
+  std::int64_t best = most;
+  for (std::int64_t c = most; 2 * c >= most && c > 0 && balance(channels, threads, {best}) < kBalanced; c -= unit)
+    if (balance(channels, threads, {c}) > balance(channels, threads, {best})) best = c;
+  return best;
 }
 
 // About `tasks` tasks that go round. Channels are cut too where there are not enough pieces; in the columns form not lightly,
 // since it makes every row of memory shorter: `most_cuts` says how far only to go round.
 Cuts choose_cuts(const Problem& p, std::int64_t count, std::int64_t threads, std::int64_t tasks,
                  std::int64_t most_cuts) {
-  constexpr double kBalanced = 0.9;
   Cuts best{divide_up(count, tasks)};
   const std::int64_t least = divide_up(best.grain, 2);
   for (Cuts c = best; c.grain >= least && balance(count, threads, best) < kBalanced; --c.grain)
@@ -145,16 +153,18 @@ Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& wor
   if (b.rows > 0) return b;
   if (b.slabs) {
     const std::int64_t channel = positions * size_of(p.storage) * work.tensors;
-    std::int64_t channels = std::max<std::int64_t>(machine.l2 / 6 / std::max<std::int64_t>(channel, 1), 1);
+    std::int64_t channels = std::max<std::int64_t>(machine.l2 / 3 / std::max<std::int64_t>(channel, 1), 1);
     const std::int64_t share = b.parallel ? divide_up(p.c, threads * 2) : p.c;
     channels = std::min(channels, share);
     // Whole lines per sample (rows), where such a slab fits into the second-level cache; whole vectors and bytes of a mask
     // (columns).
     const std::int64_t unit = rows ? line / std::min(line, std::max<std::int64_t>(p.s & -p.s, 1)) : line;
-    if (channels >= unit || (rows && unit <= share && unit * channel <= machine.l2))
-      channels = divide_up(channels, unit) * unit;
-    else if (!rows)
+    if (channels >= unit || (rows && unit <= share && unit * channel <= machine.l2)) {
+      const std::int64_t most = std::max(channels / unit, std::int64_t{1}) * unit;
+      channels = b.parallel ? slab_width(p.c, most, unit, threads) : most;
+    } else if (!rows) {
       channels = divide_up(channels, 8) * 8;
+    }
     b.channels = std::clamp<std::int64_t>(channels, 1, p.c);
     if (!rows && !b.parallel) b.channels = p.c;
     b.prefetch = 2 * b.channels * channel <= machine.llc / threads;

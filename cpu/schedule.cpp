@@ -1,5 +1,7 @@
 #include "cpu/schedule.hpp"
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <atomic>
 
@@ -29,6 +31,12 @@ bool for_each_task(const Executor& executor, std::int64_t count, const Body& bod
   else if (count > 1)
     executor.parallel_for(executor.context, count, task, &shared);
   return shared.done.load(std::memory_order_relaxed) == count;
+}
+
+// Ends a task that writes output: whoever waits for it sees what was streamed. Once a task, because a fence after every box or
+// slab waits for memory each time (docs/performance.md).
+void finish(const Blocking& b) {
+  if (b.stores != Stores::ordinary) _mm_sfence();
 }
 
 // Tiles [begin, end) as few boxes: tiles of whole samples together, runs of one sample together.
@@ -69,6 +77,7 @@ bool run_slabs(const Stages& stages, const Blocking& b, const Tiling& boxes, std
       if (stages.apply != nullptr)
         for_each_box(boxes, 0, boxes.tiles(), [&](const Tile& box) { stages.apply(stages.context, box, c, ahead); });
     }
+    finish(b);
   });
 }
 
@@ -76,6 +85,7 @@ bool run_rows(const Stages& stages, const Blocking& b, const Executor& executor)
   return for_each_task(executor, divide_up(stages.rows, b.rows), [&](std::int64_t task) {
     const std::int64_t end = std::min(stages.rows, (task + 1) * b.rows);
     for (std::int64_t row = task * b.rows; row < end; ++row) stages.row(stages.context, row);
+    finish(b);
   });
 }
 
@@ -104,6 +114,7 @@ bool run_phases(const Stages& stages, const Blocking& b, const Tiling& boxes, st
   if (complete && stages.apply != nullptr)
     complete = over(boxes.tiles(), b.boxes, b.box_channels, [&](std::int64_t begin, std::int64_t end, Channels c) {
       for_each_box(boxes, begin, end, [&](const Tile& box) { stages.apply(stages.context, box, c, 0); });
+      finish(b);
     });
   return complete;
 }

@@ -362,10 +362,6 @@ struct ElementwiseArgs {
     r.out = static_cast<T*>(out.first) + sample * out.sample + row * out.row;
     return r;
   }
-
-  void finish() const {
-    if (stores != Stores::ordinary) _mm_sfence();
-  }
 };
 
 template <class Op>
@@ -381,7 +377,6 @@ void elementwise_rows(const ElementwiseArgs<Op>& args) {
       sweep(RowsWalk<Op>(run, rows, block.positions), args.stores);
     }
   }
-  args.finish();
 }
 
 // Sample k, `step` positions a run.
@@ -511,17 +506,14 @@ void elementwise_columns(const ElementwiseArgs<Op>& given) {
     const bool streaming = args.stores != Stores::ordinary;
     if (whole_vectors) {
       streaming ? elementwise_chosen<true>(args) : elementwise_chosen<false>(args);
-      args.finish();
       return;
     }
     if (2 * block.channels == vector && aligned) {
       streaming ? elementwise_chosen_pairs<true>(args) : elementwise_chosen_pairs<false>(args);
-      args.finish();
       return;
     }
     if (block.channels <= longest * static_cast<std::int64_t>(sizeof(T)) / kLine) {
       elementwise_mixed(args, table);
-      args.finish();
       return;
     }
   }
@@ -545,5 +537,4 @@ void elementwise_columns(const ElementwiseArgs<Op>& given) {
       elementwise_positions(args, k, rows, step);
     }
   }
-  args.finish();
 }

@@ -59,6 +59,13 @@ TEST(Blocking, SlabsAreWholeLinesWhereTheSecondLevelCacheHasRoom) {
   EXPECT_EQ(choose(problem(Form::rows, 128, 8, 196), 4, kBackward).channels, 1) << "threads would idle";
 }
 
+// As wide as a third of the cache allows they would be 32 of 160 channels, three for one thread and two for the other.
+TEST(Blocking, SlabsGoRound) {
+  EXPECT_EQ(choose(problem(Form::rows, 32, 160, 49), 2).channels, 16);
+  EXPECT_EQ(choose(problem(Form::rows, 16, 128, 196), 2).channels, 16);
+  EXPECT_EQ(choose(problem(Form::rows, 32, 160, 49), 1).channels, 48) << "alone, as wide as they may be";
+}
+
 TEST(Blocking, FewChannelsFallToPhases) {
   EXPECT_FALSE(choose(problem(Form::rows, 50, 3, 12544), 4).slabs);
   EXPECT_FALSE(choose(problem(Form::columns, 50, 256, 3136), 2).slabs);
