@@ -18,6 +18,10 @@ constexpr std::int64_t kTasksPerThread = 4;
 constexpr std::int64_t kBoxesPerTask = 4;
 constexpr std::int64_t kLeastBoxBytes = std::int64_t{32} << 10;
 
+// Rows below this are short: a slab of less than whole lines would share too many of them with its neighbours (measured: up to 6 KB
+// whole lines win, be the slab many times the second-level cache; from 12 KB on they do only in it).
+constexpr std::int64_t kShortRowBytes = std::int64_t{8} << 10;
+
 // In the columns form rows of memory are not cut to less than this only to go round.
 constexpr std::int64_t kLeastRowBytes = std::int64_t{1} << 10;
 
@@ -104,9 +108,12 @@ const Machine& this_machine() {
     const long cores = ::sysconf(_SC_NPROCESSORS_ONLN);
     const std::int64_t threads = std::max<long>(cores, 1);
     if (llc >= kSocketCache) {
-      found.llc = 2 * found.l2 * threads;
-      found.kept = found.llc / 4 * 5;
+      found.llc_share = 2 * found.l2;
+      found.llc = found.llc_share * threads;
+      found.kept_share = found.llc_share / 4 * 5;
+      found.kept = found.kept_share * threads;
     } else if (llc > 0) {
+      found.llc_share = found.kept_share = kLargestLlcShare;
       found.llc = found.kept = std::min<std::int64_t>(llc, kLargestLlcShare * threads);
     }
     found.page_streams = is_intel();
@@ -128,13 +135,18 @@ Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& wor
   const std::int64_t bytes = extent.n * p.c * p.s * size_of(p.storage);
   const std::int64_t positions = std::max<std::int64_t>(extent.n * p.s, 1);
   const std::int64_t line = 64 / size_of(p.storage);
+  const std::int64_t llc = std::min(machine.llc, machine.llc_share * threads);
   Blocking b{};
   b.parallel = threads > 1 && bytes * work.tensors > kInlineBytes;
   const bool both = work.reduces && work.applies;
   const bool rows = p.form == Form::rows;
+  // The channels whose rows together are whole lines.
+  const std::int64_t lines = std::min(p.c, line / std::min(line, std::max<std::int64_t>(p.s & -p.s, 1)));
+  const bool short_rows = rows && p.s * size_of(p.storage) < kShortRowBytes;
+  const std::int64_t share = b.parallel ? divide_up(p.c, threads * 2) : p.c;
   if (schedule == POPNORM_SCHEDULE_AUTO) {
     // Columns: a slab would read short pieces of every position; it pays only when one thread does everything in cache.
-    b.slabs = both && (rows ? p.c >= 2 * threads : !b.parallel);
+    b.slabs = both && (rows ? p.c >= 2 * threads && (!short_rows || lines <= share) : !b.parallel);
   } else {
     b.slabs = schedule == POPNORM_SLAB;
   }
@@ -146,7 +158,8 @@ Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& wor
   // Measured (docs/performance.md): ordinary stores win while input and output stay in the last-level cache. What a slab
   // writes, though, drives out of the second-level cache what it is about to read again.
   const std::int64_t touched = extent.all * p.c * p.s * size_of(p.storage) * (work.tensors + 1);
-  const std::int64_t kept = b.rows > 0 || (b.slabs && rows) ? machine.llc / 4 * 3 : machine.kept;
+  const std::int64_t kept =
+      b.rows > 0 || (b.slabs && rows) ? llc / 4 * 3 : std::min(machine.kept, machine.kept_share * threads);
   const bool streaming = stores == POPNORM_STORES_STREAMING || (stores == POPNORM_STORES_AUTO && touched >= kept);
   b.stores = !streaming ? Stores::ordinary : machine.page_streams ? Stores::streaming_pages : Stores::streaming;
 
@@ -154,12 +167,11 @@ Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& wor
   if (b.slabs) {
     const std::int64_t channel = positions * size_of(p.storage) * work.tensors;
     std::int64_t channels = std::max<std::int64_t>(machine.l2 / 3 / std::max<std::int64_t>(channel, 1), 1);
-    const std::int64_t share = b.parallel ? divide_up(p.c, threads * 2) : p.c;
     channels = std::min(channels, share);
-    // Whole lines per sample (rows), where such a slab fits into the second-level cache; whole vectors and bytes of a mask
-    // (columns).
-    const std::int64_t unit = rows ? line / std::min(line, std::max<std::int64_t>(p.s & -p.s, 1)) : line;
-    if (channels >= unit || (rows && unit <= share && unit * channel <= machine.l2)) {
+    // Whole lines per sample (rows), unless rows are long and such a slab exceeds the second-level cache; whole vectors and bytes
+    // of a mask (columns).
+    const std::int64_t unit = rows ? lines : line;
+    if (channels >= unit || (rows && unit <= share && (short_rows || unit * channel <= machine.l2))) {
       const std::int64_t most = std::max(channels / unit, std::int64_t{1}) * unit;
       channels = b.parallel ? slab_width(p.c, most, unit, threads) : most;
     } else if (!rows) {
@@ -167,7 +179,7 @@ Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& wor
     }
     b.channels = std::clamp<std::int64_t>(channels, 1, p.c);
     if (!rows && !b.parallel) b.channels = p.c;
-    b.prefetch = 2 * b.channels * channel <= machine.llc / threads;
+    b.prefetch = 2 * b.channels * channel <= llc / threads;
     const std::int64_t slabs = divide_up(p.c, b.channels);
     b.slabs_per_task = b.parallel ? std::max<std::int64_t>(slabs / (threads * kTasksPerThread), 1) : slabs;
     return b;

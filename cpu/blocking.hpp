@@ -19,6 +19,9 @@ struct Machine {
   std::int64_t llc = std::int64_t{32} << 20;   // bytes that its threads may count on together
   bool page_streams = false;                   // streaming stores go faster over four pages in turn
   std::int64_t kept = std::int64_t{32} << 20;  // bytes of input and output below which ordinary stores win
+  // What fewer threads may count on: so much each.
+  std::int64_t llc_share = std::int64_t{16} << 20;
+  std::int64_t kept_share = std::int64_t{16} << 20;
 };
 
 // The one we run on.

@@ -52,11 +52,15 @@ TEST(Blocking, ChannelsFirstGetsSlabsThatFitTheSecondLevelCache) {
 }
 
 // A channel of backward is a fifth of the cache already, and a slab of one would share every line with its neighbours.
-TEST(Blocking, SlabsAreWholeLinesWhereTheSecondLevelCacheHasRoom) {
+TEST(Blocking, SlabsAreWholeLines) {
   constexpr Work kBackward{2, true, true};
   EXPECT_EQ(choose(problem(Form::rows, 128, 1024, 196), 2, kBackward).channels, 4);
-  EXPECT_EQ(choose(problem(Form::rows, 256, 1024, 196), 2, kBackward).channels, 1) << "no room";
-  EXPECT_EQ(choose(problem(Form::rows, 128, 8, 196), 4, kBackward).channels, 1) << "threads would idle";
+  EXPECT_EQ(choose(problem(Form::rows, 4096, 1024, 196), 2, kBackward).channels, 4) << "beyond the second-level cache";
+  EXPECT_FALSE(choose(problem(Form::rows, 128, 8, 196), 4, kBackward).slabs) << "threads would idle";
+  EXPECT_EQ(choose(problem(Form::rows, 128, 3, 49), 1, kBackward).channels, 3) << "all of it is";
+  EXPECT_EQ(choose(problem(Form::rows, 64, 128, 3025), 2, kBackward).channels, 1)
+      << "rows are long, and there is no room";
+  EXPECT_EQ(choose(problem(Form::rows, 2, 128, 2601), 2, kBackward).channels, 16) << "there is room";
 }
 
 // As wide as a third of the cache allows they would be 32 of 160 channels, three for one thread and two for the other.
@@ -82,6 +86,8 @@ TEST(Blocking, StreamsOnceInputAndOutputExceedTheLastLevelCache) {
   const Problem large = problem(Form::rows, 50, 256, 3136);
   EXPECT_EQ(choose(problem(Form::columns, 32, 1 << 9, 1 << 8), 2).stores, Stores::streaming) << "32 MiB";
   EXPECT_EQ(choose(problem(Form::columns, 32, 1 << 9, (1 << 8) - 1), 2).stores, Stores::ordinary);
+  EXPECT_EQ(choose(problem(Form::columns, 16, 1 << 9, 1 << 8), 2).stores, Stores::ordinary);
+  EXPECT_EQ(choose(problem(Form::columns, 16, 1 << 9, 1 << 8), 1).stores, Stores::streaming) << "16 MiB a thread";
   EXPECT_EQ(choose(small, 2, kInference).stores, Stores::ordinary);
   EXPECT_EQ(choose(large, 2, kInference).stores, Stores::streaming);
   EXPECT_EQ(choose(large, 2, kInference, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_ORDINARY).stores, Stores::ordinary);
