@@ -64,11 +64,13 @@ struct Cuts {
   std::int64_t cuts = 1;
 };
 
-// The share of the threads' time that is work, if every task starts as soon as a thread is free, and from where on that will do.
+// The share of the threads' time that is work, if every task starts as soon as a thread is free.
 double balance(std::int64_t count, std::int64_t threads, const Cuts& c) {
   const std::int64_t rounds = divide_up(divide_up(count, c.grain) * c.cuts, threads);
   return static_cast<double>(count * c.cuts) / static_cast<double>(threads * rounds * c.grain);
 }
+
+// From here on tasks go round well enough.
 constexpr double kBalanced = 0.9;
 
 // Channels of a slab: whole units, between half of `most` and `most`, so that slabs go round.
@@ -107,14 +109,10 @@ const Machine& this_machine() {
     const std::int64_t llc = cache_bytes(3);
     const long cores = ::sysconf(_SC_NPROCESSORS_ONLN);
     const std::int64_t threads = std::max<long>(cores, 1);
-    if (llc >= kSocketCache) {
-      found.llc_share = 2 * found.l2;
-      found.llc = found.llc_share * threads;
-      found.kept_share = found.llc_share / 4 * 5;
-      found.kept = found.kept_share * threads;
-    } else if (llc > 0) {
-      found.llc_share = found.kept_share = kLargestLlcShare;
-      found.llc = found.kept = std::min<std::int64_t>(llc, kLargestLlcShare * threads);
+    if (llc > 0) {
+      found.far_llc = llc >= kSocketCache;
+      found.llc_share = found.far_llc ? 2 * found.l2 : kLargestLlcShare;
+      found.llc = std::min(llc, found.llc_share * threads);
     }
     found.page_streams = is_intel();
     return found;
@@ -158,8 +156,7 @@ Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& wor
   // Measured (docs/performance.md): ordinary stores win while input and output stay in the last-level cache. What a slab
   // writes, though, drives out of the second-level cache what it is about to read again.
   const std::int64_t touched = extent.all * p.c * p.s * size_of(p.storage) * (work.tensors + 1);
-  const std::int64_t kept =
-      b.rows > 0 || (b.slabs && rows) ? llc / 4 * 3 : std::min(machine.kept, machine.kept_share * threads);
+  const std::int64_t kept = b.rows > 0 || (b.slabs && rows) ? llc / 4 * 3 : machine.far_llc ? llc / 4 * 5 : llc;
   const bool streaming = stores == POPNORM_STORES_STREAMING || (stores == POPNORM_STORES_AUTO && touched >= kept);
   b.stores = !streaming ? Stores::ordinary : machine.page_streams ? Stores::streaming_pages : Stores::streaming;
 

@@ -15,13 +15,11 @@ namespace popnorm::cpu {
 
 // What blocking asks of a machine. Only measurements fill it in (docs/performance.md).
 struct Machine {
-  std::int64_t l2 = std::int64_t{1} << 20;     // bytes per core
-  std::int64_t llc = std::int64_t{32} << 20;   // bytes that its threads may count on together
-  bool page_streams = false;                   // streaming stores go faster over four pages in turn
-  std::int64_t kept = std::int64_t{32} << 20;  // bytes of input and output below which ordinary stores win
-  // What fewer threads may count on: so much each.
-  std::int64_t llc_share = std::int64_t{16} << 20;
-  std::int64_t kept_share = std::int64_t{16} << 20;
+  std::int64_t l2 = std::int64_t{1} << 20;          // bytes per core
+  std::int64_t llc = std::int64_t{32} << 20;        // bytes that all threads may count on together
+  bool page_streams = false;                        // streaming stores go faster over four pages in turn
+  std::int64_t llc_share = std::int64_t{16} << 20;  // bytes of llc that each thread may count on
+  bool far_llc = false;  // ordinary stores win until input and output are a quarter more than that
 };
 
 // The one we run on.

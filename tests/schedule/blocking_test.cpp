@@ -88,6 +88,14 @@ TEST(Blocking, StreamsOnceInputAndOutputExceedTheLastLevelCache) {
   EXPECT_EQ(choose(problem(Form::columns, 32, 1 << 9, (1 << 8) - 1), 2).stores, Stores::ordinary);
   EXPECT_EQ(choose(problem(Form::columns, 16, 1 << 9, 1 << 8), 2).stores, Stores::ordinary);
   EXPECT_EQ(choose(problem(Form::columns, 16, 1 << 9, 1 << 8), 1).stores, Stores::streaming) << "16 MiB a thread";
+  Machine far = kMachine;
+  far.far_llc = true;
+  const auto stores = [&](std::int64_t n) {
+    const Problem p = problem(Form::columns, n, 1 << 9, 1 << 8);
+    return choose_blocking(p, extent(p, 2), kForward, far, 2, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_AUTO).stores;
+  };
+  EXPECT_EQ(stores(39), Stores::ordinary);
+  EXPECT_EQ(stores(40), Stores::streaming) << "40 MiB";
   EXPECT_EQ(choose(small, 2, kInference).stores, Stores::ordinary);
   EXPECT_EQ(choose(large, 2, kInference).stores, Stores::streaming);
   EXPECT_EQ(choose(large, 2, kInference, POPNORM_SCHEDULE_AUTO, POPNORM_STORES_ORDINARY).stores, Stores::ordinary);
