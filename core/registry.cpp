@@ -64,11 +64,14 @@ popnorm_status find_cuda(const Backend*& backend) {
   return POPNORM_SUCCESS;
 }
 
-// Memory of a device can only be there if a module opens that knows one.
+// What is a device's alone is that device's, whether plans can be made for it or not: the CPU cannot reach it. Without a module
+// nobody can tell.
 popnorm_backend where(const void* memory) {
   if (memory == nullptr || opened().module == nullptr) return POPNORM_CPU;
   const Backend* found = nullptr;
-  const bool cuda = opened().module->owns(memory) && find_cuda(found) == POPNORM_SUCCESS;
+  const cuda::Memory kind = opened().module->memory_of(memory);
+  const bool cuda =
+      kind == cuda::Memory::device || (kind == cuda::Memory::managed && find_cuda(found) == POPNORM_SUCCESS);
   if (log_dispatch()) log_choice("auto takes %s by where memory is", cuda ? "cuda" : "cpu");
   return cuda ? POPNORM_CUDA : POPNORM_CPU;
 }

@@ -59,8 +59,9 @@ inline Crew crew_of(const Problem& p, const Policy& policy) {
 // A thread per item.
 inline Grid line_of(std::int64_t items, std::int64_t rows = 1) {
   return {static_cast<unsigned>(std::clamp<std::int64_t>((items + kThreads - 1) / kThreads, 1, kMostChannelBlocks)),
-          static_cast<unsigned>(std::min(rows, kMostRows)), kThreads, 1, kReduceBytes};
+          static_cast<unsigned>(std::min(rows, kMostRows)), kThreads, 1, 0};
 }
+
 // ------------------------------------------------------------------------------------------------- arguments
 
 inline Weights weights_of(const Problem& p, const popnorm_batch& batch) { return {p.weights, batch.weights, p.s}; }
@@ -74,6 +75,9 @@ inline Mask mask_of(const Problem& p, const void* reserve) {
   auto* const first = const_cast<std::byte*>(popnorm::mask_of(static_cast<const std::byte*>(reserve), p));
   return {reinterpret_cast<std::uint8_t*>(first), ((p.form == Form::rows ? p.n * p.s : p.c) + 7) / 8};
 }
+
+// Not that of the CPU's masks, whose bits lie elsewhere.
+inline std::uint32_t device_mask_shape(const Problem& p) { return p.masked() ? ~mask_shape_of(p) : 0; }
 
 inline ForwardFusion fusion_of(const Problem& p, const void* residual, const void* reserve) {
   return {activation_of(p), p.adds_residual ? operand(p, residual, p.residual) : Operand{}, mask_of(p, reserve)};
@@ -89,6 +93,7 @@ RowSource<A> row_source(const Problem& p, const Maps& maps, const void* reserve)
   source.slots = maps.population_slot;
   source.affine = maps.affine_slot;
   source.c = p.c;
+  source.mask_shape = device_mask_shape(p);
   source.reserve = const_cast<std::byte*>(static_cast<const std::byte*>(reserve));
   return source;
 }
@@ -155,13 +160,22 @@ inline popnorm_status order(const char* operation, Groups& groups, const OrderSp
   return POPNORM_SUCCESS;
 }
 
-// Enqueues the check that a call has asked for. With `feeds` each group is to feed one slot; its map has been ordered.
+// Which of a call's maps it uses; with `one_slot` each group has one population slot, and its map has been ordered.
+struct Uses {
+  bool groups = true, slots = true, affine = true, one_slot = false;
+};
+
+// Enqueues the check that a call has asked for, of what it uses: the same as the CPU's (core/validate.cpp).
 inline popnorm_status check(const char* operation, const Problem& p, const popnorm_batch& batch, const Maps& maps,
-                            bool feeds, void* stream) {
+                            const Uses& uses, void* stream) {
   if (batch.device_status == nullptr) return POPNORM_SUCCESS;
-  CheckArgs args{{maps.norm_group, maps.population_slot, maps.affine_slot}, {}, maps.population_slot, {}, nullptr};
-  if (feeds) args.groups = maps.norm_group;
-  args.weights = weights_of(p, batch);
+  CheckArgs args;
+  if (uses.groups) args.map[0] = maps.norm_group;
+  if (uses.slots) args.map[1] = maps.population_slot;
+  if (uses.affine) args.map[2] = maps.affine_slot;
+  args.slots = maps.population_slot;
+  if (uses.one_slot) args.groups = maps.norm_group;
+  if (p.elements() > 0) args.weights = weights_of(p, batch);
   args.status = static_cast<unsigned*>(static_cast<void*>(batch.device_status));
   return launch(operation, "check", check_kernel<void>, args, line_of(std::min<std::int64_t>(p.n * p.s, 1 << 20)),
                 stream);

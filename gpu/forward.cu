@@ -104,8 +104,7 @@ void keep(const Problem& p, const Args& a, FoldArgs<A>& fold) {
   const auto reserve = reserve_arrays<A>(static_cast<std::byte*>(a.reserve), p, statistics);
   fold.out = {reserve.weight, reserve.hi, reserve.lo, reserve.invstd, reserve.d, reserve.r2};
   fold.header = make_reserve_header(p, statistics, 0);
-  // No mask of the CPU's: its bits lie elsewhere.
-  if (p.masked()) fold.header.mask_shape = ~fold.header.mask_shape;
+  fold.header.mask_shape = device_mask_shape(p);
   fold.reserve = static_cast<ReserveHeader*>(a.reserve);
   fold.affine_slots = p.affine_slot.count;
   fold.scale = values(a.scale, p.parameters);
@@ -178,9 +177,11 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* st
     const ForwardSpace<A> space(arena, p);
     Maps maps(p, a.batch);
     const bool reduces = a.source.statistics != POPNORM_GIVEN;
-    const bool feeds = reduces && updates(a.update), folds = feeds && fold_feeds(p, a.source.statistics, a.update);
+    const bool feeds = reduces && updates(a.update);
+    const bool one_slot = feeds || (reduces && a.source.statistics != POPNORM_BATCH);
+    const bool folds = feeds && fold_feeds(p, a.source.statistics, a.update);
     if (reduces) POPNORM_TRY(order("forward", maps.norm_group, space.groups, space.sort, stream));
-    POPNORM_TRY(check("forward", p, a.batch, maps, feeds, stream));
+    POPNORM_TRY(check("forward", p, a.batch, maps, {reduces, !reduces || one_slot, true, one_slot}, stream));
     FoldArgs<A> fold = fold_args<A>(p, maps, a.source);
     fold.out = space.rows;
     keep(p, a, fold);
@@ -222,7 +223,8 @@ popnorm_status moments(const Plan& plan, const popnorm_moments_args& a, void* st
   const ForwardSpace<float> space(arena, p);  // moments are double, whatever the storage
   Maps maps(p, a.batch);
   POPNORM_TRY(order("moments", maps.norm_group, space.groups, space.sort, stream));
-  POPNORM_TRY(check("moments", p, a.batch, maps, updates(a.update), stream));
+  const bool feeds = updates(a.update);
+  POPNORM_TRY(check("moments", p, a.batch, maps, {true, feeds, false, feeds}, stream));
   const int ahead = policy_of(plan, Direction::forward).ahead;
   POPNORM_TRY(launch_moments("moments", p, moments_args(p, a.x, maps, {}, a.batch, space.of_tile, ahead), stream));
   FoldArgs<float> fold = fold_args<float>(p, maps, {});
@@ -231,11 +233,15 @@ popnorm_status moments(const Plan& plan, const popnorm_moments_args& a, void* st
   fold.of_tile = space.of_tile;
   fold.of_row = a.moments.weight != nullptr ? moment_arrays(a.moments) : space.of_group;
   POPNORM_TRY(launch_fold("moments", p, fold, stream));
-  return updates(a.update) ? launch_feed("moments", p, maps, a.update, fold.of_row, nullptr, stream) : POPNORM_SUCCESS;
+  return feeds ? launch_feed("moments", p, maps, a.update, fold.of_row, nullptr, stream) : POPNORM_SUCCESS;
 }
 
 popnorm_status combine_parts(const Plan& plan, const popnorm_combine_args& a, void* stream) {
   const Problem& p = plan.problem;
+  for (std::int64_t i = kMostParts; i < a.count; ++i)
+    if (a.parts[i].weight == a.moments.weight)
+      return fail(POPNORM_UNSUPPORTED, "combine: moments is part %lld, must be one of the first %lld on backend cuda",
+                  static_cast<long long>(i), static_cast<long long>(kMostParts));
   CombineArgs args;
   args.entries = p.norm_group.count * p.c;
   args.out = moment_arrays(a.moments);
@@ -246,12 +252,7 @@ popnorm_status combine_parts(const Plan& plan, const popnorm_combine_args& a, vo
   do {
     args.count = 0;
     if (next > 0) args.part[args.count++] = args.out;
-    for (; next < a.count && args.count < kMostParts; ++next) {
-      if (next >= kMostParts && a.parts[next].weight == a.moments.weight)
-        return fail(POPNORM_UNSUPPORTED, "combine: moments is part %lld, must be one of the first %lld on backend cuda",
-                    static_cast<long long>(next), static_cast<long long>(kMostParts));
-      args.part[args.count++] = moment_arrays(a.parts[next]);
-    }
+    for (; next < a.count && args.count < kMostParts; ++next) args.part[args.count++] = moment_arrays(a.parts[next]);
     POPNORM_TRY(launch("combine", "combine", combine_kernel<void>, args, {blocks, 1, kThreads, 1, 0}, stream));
   } while (next < a.count);
   return POPNORM_SUCCESS;
@@ -277,7 +278,7 @@ popnorm_status normalize(const Plan& plan, const popnorm_normalize_args& a, void
   return with_arithmetic_type(p, [&](auto arithmetic) -> popnorm_status {
     using A = decltype(arithmetic);
     const Maps maps(p, a.batch);
-    POPNORM_TRY(check("normalize", p, a.batch, maps, false, stream));
+    POPNORM_TRY(check("normalize", p, a.batch, maps, {}, stream));
     const RowSource<A> source = row_source<A>(p, maps, a.reserve);
     return launch_normalize("normalize", p, a.x, a.y, fusion_of(p, a.residual, a.reserve), a.batch, source, false,
                             stream);

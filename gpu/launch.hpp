@@ -17,7 +17,8 @@ popnorm_status launch(const char* operation, const char* kernel_name, void (*ker
   void* arguments[] = {const_cast<Args*>(&args)};
   return launch_kernel(operation, kernel_name, reinterpret_cast<const void*>(kernel), grid, arguments, stream);
 #else
-  static_cast<void>(operation), static_cast<void>(kernel_name), static_cast<void>(stream);
+  static_cast<void>(operation), static_cast<void>(kernel_name);
+  simt::enqueue(stream);
   simt::run({{grid.blocks_x, grid.blocks_y},
              {grid.threads_x, grid.threads_y},
              grid.shared_bytes,

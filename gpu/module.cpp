@@ -87,7 +87,7 @@ constexpr Backend backend{POPNORM_CUDA,  "cuda",   check_reachable, prepare,    
 constexpr Module module{
     kModuleAbi,   POPNORM_VERSION_MAJOR * 10000 + POPNORM_VERSION_MINOR * 100 + POPNORM_VERSION_PATCH,
     sizeof(Plan), &backend,
-    device_ready, is_device_memory};
+    device_ready, memory_of};
 
 }  // namespace
 }  // namespace cuda

@@ -11,7 +11,7 @@
 namespace popnorm::cuda {
 
 // Changes with every change of what is exchanged.
-inline constexpr std::uint32_t kModuleAbi = 2;
+inline constexpr std::uint32_t kModuleAbi = 3;
 
 // What the module needs of the library.
 struct Library {
@@ -21,16 +21,18 @@ struct Library {
   void (*log_choice)(const char* line);
 };
 
+// Where a pointer points: managed memory is the host's and a device's.
+enum class Memory : std::int32_t { host, managed, device };
+
 struct Module {
   std::uint32_t abi;
   std::int32_t version;   // of popnorm
   std::size_t plan_size;  // sizeof(Plan)
   const Backend* backend;
   // SUCCESS if there is a device that the module's kernels run on; otherwise the message says what is missing: a driver, a
-  // device, or a recent enough one.
+  // device, a recent enough one, or kernels for it.
   popnorm_status (*ready)();
-  // Whether a pointer is one into memory of a device, or managed.
-  bool (*owns)(const void* memory);
+  Memory (*memory_of)(const void* memory);
 };
 
 inline constexpr const char* kModuleEntry = "popnorm_cuda_module";

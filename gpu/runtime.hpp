@@ -6,6 +6,7 @@
 
 #include <cstddef>
 
+#include "gpu/module.hpp"
 #include "gpu/policy.hpp"
 
 namespace popnorm::cuda {
@@ -23,8 +24,7 @@ struct Grid {
 // Whether kernels can run here; fails with what is missing.
 popnorm_status device_ready();
 
-// Of any device, or managed.
-bool is_device_memory(const void* memory);
+Memory memory_of(const void* memory);
 
 // The current device can reach `first`, which is named `name` in messages.
 popnorm_status check_reachable(const char* operation, const char* name, const void* first);

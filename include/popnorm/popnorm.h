@@ -205,20 +205,20 @@ typedef enum popnorm_device_status {
 /* ------------------------------------------------------------------------------------------------ execution options */
 
 typedef enum popnorm_backend {
-  /* POPNORM_BACKEND=cpu|cuda in the environment; else cuda where options.memory is memory of a CUDA device (or managed) and
-   * plans can be made for one, which POPNORM_VERBOSE=dispatch tells; else cpu. */
+  /* POPNORM_BACKEND=cpu|cuda in the environment; else cuda where options.memory is memory of a CUDA device, or managed and plans
+   * can be made for one; else cpu, as where the module that could tell is not installed. POPNORM_VERBOSE=dispatch tells. */
   POPNORM_BACKEND_AUTO = 0,
   POPNORM_CPU = 1,
   /* NVIDIA GPUs of compute capability 7.5 or later, by the module libpopnorm_cuda.so beside this library. A request never falls
-   * back: UNSUPPORTED names what is missing, the module, a driver, a device or a recent enough one. Plans are for the device
-   * that is current when they are made; `stream` is a cudaStream_t. Every pointer of a run entry (tensors, parameters, labels,
+   * back: UNSUPPORTED names what is missing, the module, a driver, a device, a recent enough one or kernels for it. Plans are for
+   * the device that is current when they are made; `stream` is a cudaStream_t. Every pointer of a run entry (tensors, parameters, labels,
    * weights, workspace, reserve, populations, moments; not the structs, nor the list of parts) is memory of that device, or
    * managed: host memory is INVALID. Entries only enqueue kernels on the stream: no allocation, no copy, no wait. What arrays
    * hold is checked by nobody before a launch: labels and weights that the CPU would refuse are reported by
    * popnorm_batch.device_status; no header of a reserve or population is compared; popnorm_population_* take host memory. In
    * backward_apply, sums that are null although statistics are not given make dx NaN. Bits are the same from run to run and by
    * whichever way POPNORM_CUDA_POLICY names (popnorm_plan_info.policy), not those of the CPU. Not served (UNSUPPORTED): second
-   * derivatives, activations and residuals; `executor` is INVALID, `isa`, `schedule` and `stores` say nothing. */
+   * derivatives; combine of more than 128 parts where moments is one of those beyond; `executor` is INVALID, `isa`, `schedule` and `stores` say nothing. */
   POPNORM_CUDA = 2
 } popnorm_backend;
 

@@ -1,5 +1,5 @@
-// dx from x, dy and the coefficients of their row: the same formula as the CPU's (kernels/affine.hpp). A row whose statistics are
-// constants (weight 0) does not read x.
+// dx from x, dy and the coefficients of their row: the same formula as the CPU's (kernels/affine.hpp). x is read for rows whose
+// statistics are constants too, of whose dx it is no part.
 #ifndef POPNORM_KERNELS_CUDA_BACKWARD_APPLY_CUH
 #define POPNORM_KERNELS_CUDA_BACKWARD_APPLY_CUH
 

@@ -39,7 +39,7 @@ struct Rows {
   RowArrays<A> of;
   Values scale;
   Values shift;
-  bool masked = false;  // the reserve says where the activation stopped
+  bool masked = false;  // the reserve says where the activation stopped, in the bits that these kernels know
 
   POPNORM_INLINE Groups of_class(Classes classes) const { return classes == Classes::affine ? affine : map; }
   POPNORM_INLINE StatisticsRow<A> row(std::int64_t i) const { return {of.hi[i], of.lo[i], of.invstd[i]}; }
@@ -53,6 +53,7 @@ struct RowSource {
   Groups slots;
   Groups affine;
   std::int64_t c = 0;
+  std::uint32_t mask_shape = 0;
   std::byte* reserve = nullptr;  // or null, and then:
   popnorm_statistics statistics = POPNORM_BATCH;
   RowArrays<A> own{};
@@ -69,7 +70,7 @@ struct RowSource {
     rows.of = {r.weight, r.hi, r.lo, r.invstd, r.d, r.r2};
     rows.scale = {r.scale, kTypeOf<A>};
     rows.shift = {r.shift, kTypeOf<A>};
-    rows.masked = header->masked != 0;
+    rows.masked = header->masked != 0 && header->mask_shape == mask_shape;
     return rows;
   }
 };

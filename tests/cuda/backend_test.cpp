@@ -9,9 +9,12 @@
 #include <popnorm/popnorm.hpp>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "kernels/moments.hpp"
 #include "support/layer.hpp"
+#include "support/pages.hpp"
+#include "support/simt/simt.hpp"
 
 namespace popnorm_test {
 namespace {
@@ -119,7 +122,6 @@ TEST(CudaBackend, FeedsPopulationsAsTheCpuDoes) {
   }
 }
 
-// Without POPNORM_BACKEND.
 // One group alone is fed where it is folded, with no launch of its own.
 TEST(CudaBackend, FeedsRunningStatisticsOfOneGroupOnce) {
   constexpr std::int64_t n = 6, c = 5, s = 9;
@@ -146,6 +148,7 @@ TEST(CudaBackend, FeedsRunningStatisticsOfOneGroupOnce) {
   for (std::size_t i = 0; i < cuda.size(); ++i) EXPECT_NEAR(cuda[i], cpu[i], (8 + 2) * 2 * 0x1p-24 * 3) << i;
 }
 
+// Without POPNORM_BACKEND.
 TEST(CudaBackend, IsTakenWhereMemoryIs) {
   const std::string forced = std::getenv("POPNORM_BACKEND");
   ::unsetenv("POPNORM_BACKEND");
@@ -344,6 +347,71 @@ TEST(CudaLabels, OfWeightsAndSlotsAreReported) {
   EXPECT_EQ(labels.status[0], POPNORM_DEVICE_SLOT);
 }
 
+// What a call does not use is not its business, what the CPU refuses is: also where groups are only blended with their slot.
+TEST(CudaLabels, AreCheckedIfTheCallUsesThem) {
+  Labelled labels;
+  labels.problem.population_slot = {POPNORM_LABELS, 2};
+  labels.slot[9] = 1;  // of group 0, whose other samples are of slot 0
+  labels.batch.population_slot = labels.slot.data();
+  const popnorm::plan plan(labels.problem);
+  popnorm::buffer workspace = plan.make_workspace();
+  const std::vector<float> mean(2 * Labelled::c), variance(2 * Labelled::c, 1);
+  std::vector<double> moments(9 * Labelled::c);
+  const auto status_of = [&](popnorm_statistics statistics) {
+    labels.status[0] = 0;
+    popnorm_forward_args args = POPNORM_FORWARD_ARGS_INIT;
+    args.x = labels.x.data();
+    args.y = labels.y.data();
+    args.batch = labels.batch;
+    args.source.statistics = statistics;
+    if (statistics != POPNORM_BATCH) args.source.mean = mean.data(), args.source.variance = variance.data();
+    args.workspace = workspace.data();
+    args.workspace_bytes = workspace.size();
+    plan.forward(args);
+    return labels.status[0];
+  };
+  EXPECT_EQ(status_of(POPNORM_BATCH), 0U);
+  EXPECT_EQ(status_of(POPNORM_GIVEN), 0U);
+  EXPECT_EQ(status_of(POPNORM_BLEND), POPNORM_DEVICE_SLOT);
+  labels.slot[9] = -1;
+  EXPECT_EQ(status_of(POPNORM_BATCH), 0U);
+  EXPECT_EQ(status_of(POPNORM_GIVEN), POPNORM_DEVICE_LABEL);
+  labels.slot[9] = 0;
+  labels.group[9] = -1;
+  EXPECT_EQ(status_of(POPNORM_BATCH), POPNORM_DEVICE_LABEL);
+  EXPECT_EQ(status_of(POPNORM_GIVEN), 0U);
+  labels.group[9] = 0;
+  labels.affine[9] = -1;
+  labels.status[0] = 0;
+  popnorm_moments_args args = POPNORM_MOMENTS_ARGS_INIT;
+  args.x = labels.x.data();
+  args.batch = labels.batch;
+  args.moments = {moments.data(), moments.data() + 3 * Labelled::c, moments.data() + 6 * Labelled::c};
+  args.workspace = workspace.data();
+  args.workspace_bytes = workspace.size();
+  plan.moments(args);
+  EXPECT_EQ(labels.status[0], 0U);
+}
+
+TEST(CudaLabels, WithoutElementsNeedNoWeights) {
+  for (const popnorm_weights weights : {POPNORM_WEIGHTS_PER_SAMPLE, POPNORM_WEIGHTS_PER_POSITION, POPNORM_LENGTHS}) {
+    popnorm_problem problem = popnorm::problem_nchw(4, 3, 0);
+    problem.weights = weights;
+    std::vector<std::uint32_t> status{0};
+    std::vector<double> moments(9, -1);
+    popnorm_moments_args args = POPNORM_MOMENTS_ARGS_INIT;
+    args.batch.device_status = status.data();
+    args.moments = {moments.data(), moments.data() + 3, moments.data() + 6};
+    const popnorm::plan plan(problem);
+    popnorm::buffer workspace = plan.make_workspace();
+    args.workspace = workspace.data();
+    args.workspace_bytes = workspace.size();
+    plan.moments(args);
+    EXPECT_EQ(status[0], 0U);
+    EXPECT_EQ(moments, std::vector<double>(9, 0));
+  }
+}
+
 // Enough ids for three digits, in a batch that several blocks sort.
 TEST(CudaLabels, OfManyGroupsAreOrderedStably) {
   popnorm_problem problem = popnorm::problem_nchw(70000, 2, 1);
@@ -398,6 +466,160 @@ TEST(CudaLabels, OfOneGroupKeepItsOrder) {
   const std::vector<std::int32_t> ids(700, 0);
   EXPECT_EQ(moments({POPNORM_LABELS, 1}, ids.data()), moments({POPNORM_WHOLE, 0}, nullptr));
 }
+
+// Launches go on from what earlier ones wrote: what the second would read must not be what the first writes.
+TEST(CudaBackend, CombineWritesNothingWhereItRefusesAnAlias) {
+  const popnorm::plan plan(popnorm::problem_nchw(1, 1, 1));
+  std::vector<double> values(3 * 200, 1);
+  std::vector<popnorm_moment_arrays> parts;
+  for (std::size_t i = 0; i < values.size(); i += 3) parts.push_back({&values[i], &values[i + 1], &values[i + 2]});
+  popnorm_combine_args args = POPNORM_COMBINE_ARGS_INIT;
+  args.parts = parts.data();
+  args.count = static_cast<std::int64_t>(parts.size());
+  args.moments = parts[150];
+  EXPECT_EQ(popnorm_combine(plan.get(), &args, nullptr), POPNORM_UNSUPPORTED);
+  EXPECT_NE(std::string(popnorm_last_error()).find("part 150"), std::string::npos) << popnorm_last_error();
+  EXPECT_EQ(values, std::vector<double>(values.size(), 1));
+  args.moments = parts[127];
+  EXPECT_EQ(popnorm_combine(plan.get(), &args, nullptr), POPNORM_SUCCESS);
+  EXPECT_EQ(*parts[127].weight, 200);
+}
+
+// Samples so far apart that offsets need 64 bits, of which a few elements are there.
+TEST(CudaBackend, ReachesBeyond32Bits) {
+  constexpr std::int64_t n = 3, c = 2, s = 21, stride = (std::int64_t{1} << 30) + 3;
+  popnorm_problem problem = popnorm::problem_nchw(n, c, s);
+  popnorm_problem dense = problem;
+  for (popnorm_strides* strides : {&problem.x, &problem.y, &problem.dy, &problem.dx}) *strides = {stride, s};
+  constexpr auto kBytes = static_cast<std::size_t>((n - 1) * stride + c * s) * sizeof(float);
+  Random random("ReachesBeyond32Bits");
+  float* far[4];
+  std::vector<float> near[4];
+  for (int i = 0; i < 4; ++i) {
+    far[i] = reinterpret_cast<float*>(take_pages(kBytes));
+    for (std::int64_t at = 0; at < n * c * s; ++at) {
+      near[i].push_back(static_cast<float>(random.normal()));
+      far[i][at / (c * s) * stride + at % (c * s)] = near[i].back();
+    }
+  }
+  const auto run = [](const popnorm_problem& p, float* x, float* y, float* dy, float* dx) {
+    const popnorm::plan plan(p);
+    popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
+    popnorm_forward_args f = popnorm::forward_args(workspace, reserve);
+    f.x = x;
+    f.y = y;
+    plan.forward(f);
+    popnorm_backward_args b = popnorm::backward_args(workspace, reserve);
+    b.x = x;
+    b.dy = dy;
+    b.dx = dx;
+    plan.backward(b);
+  };
+  run(problem, far[0], far[1], far[2], far[3]);
+  run(dense, near[0].data(), near[1].data(), near[2].data(), near[3].data());
+  for (int i = 0; i < 4; ++i) {
+    for (std::int64_t at = 0; at < n * c * s; ++at)
+      EXPECT_EQ(far[i][at / (c * s) * stride + at % (c * s)], near[i][at]) << i << " " << at;
+    release_pages(reinterpret_cast<std::byte*>(far[i]), kBytes);
+  }
+}
+
+#ifndef POPNORM_TESTS_ON_DEVICE
+// The emulator's streams count: a launch on another than the caller's would be missing.
+TEST(CudaStreams, HaveEveryLaunchOfACall) {
+  simt::Stream stream;
+  const auto launches = [&](popnorm_status status) {
+    EXPECT_EQ(status, POPNORM_SUCCESS) << popnorm_last_error();
+    return std::exchange(stream.launches, 0);
+  };
+  Labelled l;
+  l.problem.population_slot = {POPNORM_LABELS, 2};
+  l.batch.population_slot = l.slot.data();
+  const popnorm::plan plan(l.problem);
+  popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
+  constexpr std::uint64_t kCheck = 1, kOrder = 4, kStatistics = 2;  // an order: count, scan, scatter, begin
+  std::vector<float> running(4 * Labelled::c, 1);
+  popnorm_forward_args f = popnorm::forward_args(workspace, reserve);
+  f.x = l.x.data();
+  f.y = l.y.data();
+  f.batch = l.batch;
+  EXPECT_EQ(launches(popnorm_forward(plan.get(), &f, &stream)), kOrder + kCheck + kStatistics + 1);
+  f.update.running_mean = running.data();
+  f.update.running_variance = running.data() + 2 * Labelled::c;
+  EXPECT_EQ(launches(popnorm_forward(plan.get(), &f, &stream)), kOrder + kCheck + kStatistics + 1 + 1);
+
+  popnorm_backward_args b = popnorm::backward_args(workspace, reserve);
+  b.x = l.x.data();
+  b.dy = l.dy.data();
+  b.dx = l.dx.data();
+  b.dscale = l.dscale.data();
+  b.batch = l.batch;
+  // Only the reserve knows whether rows are groups or slots: both are ordered.
+  EXPECT_EQ(launches(popnorm_backward(plan.get(), &b, &stream)), kCheck + 3 * kOrder + 2 * kStatistics + 1 + 1);
+
+  std::vector<double> numbers(9 * Labelled::c);
+  const popnorm_moment_arrays moments{&numbers[0], &numbers[3 * Labelled::c], &numbers[6 * Labelled::c]};
+  popnorm_moments_args m = POPNORM_MOMENTS_ARGS_INIT;
+  m.x = l.x.data();
+  m.batch = l.batch;
+  m.moments = moments;
+  m.workspace = workspace.data();
+  m.workspace_bytes = workspace.size();
+  EXPECT_EQ(launches(popnorm_moments(plan.get(), &m, &stream)), kOrder + kCheck + kStatistics);
+
+  const std::vector<popnorm_moment_arrays> parts(130, moments);
+  popnorm_combine_args combine = POPNORM_COMBINE_ARGS_INIT;
+  std::vector<double> sum(9 * Labelled::c);
+  combine.parts = parts.data();
+  combine.count = 130;
+  combine.moments = {&sum[0], &sum[3 * Labelled::c], &sum[6 * Labelled::c]};
+  EXPECT_EQ(launches(popnorm_combine(plan.get(), &combine, &stream)), 2U);
+
+  const std::vector<std::int32_t> group_slot(3);
+  popnorm_finalize_args finalize = POPNORM_FINALIZE_ARGS_INIT;
+  finalize.moments = moments;
+  finalize.group_slot = group_slot.data();
+  finalize.update = f.update;
+  finalize.reserve = reserve.data();
+  finalize.reserve_bytes = reserve.size();
+  EXPECT_EQ(launches(popnorm_finalize(plan.get(), &finalize, &stream)), 2U);
+
+  popnorm_normalize_args normalize = POPNORM_NORMALIZE_ARGS_INIT;
+  normalize.x = l.x.data();
+  normalize.y = l.y.data();
+  normalize.batch = l.batch;
+  normalize.reserve = reserve.data();
+  normalize.reserve_bytes = reserve.size();
+  normalize.workspace = workspace.data();
+  normalize.workspace_bytes = workspace.size();
+  EXPECT_EQ(launches(popnorm_normalize(plan.get(), &normalize, &stream)), kCheck + 1);
+
+  popnorm_backward_reduce_args reduce = POPNORM_BACKWARD_REDUCE_ARGS_INIT;
+  reduce.x = l.x.data();
+  reduce.dy = l.dy.data();
+  reduce.batch = l.batch;
+  reduce.sum_dy = &sum[0];
+  reduce.sum_dy_xhat = &sum[3 * Labelled::c];
+  reduce.reserve = reserve.data();
+  reduce.reserve_bytes = reserve.size();
+  reduce.workspace = workspace.data();
+  reduce.workspace_bytes = workspace.size();
+  EXPECT_EQ(launches(popnorm_backward_reduce(plan.get(), &reduce, &stream)), kCheck + 2 * kOrder + kStatistics);
+
+  popnorm_backward_apply_args apply = POPNORM_BACKWARD_APPLY_ARGS_INIT;
+  apply.x = l.x.data();
+  apply.dy = l.dy.data();
+  apply.dx = l.dx.data();
+  apply.batch = l.batch;
+  apply.sum_dy = reduce.sum_dy;
+  apply.sum_dy_xhat = reduce.sum_dy_xhat;
+  apply.reserve = reserve.data();
+  apply.reserve_bytes = reserve.size();
+  apply.workspace = workspace.data();
+  apply.workspace_bytes = workspace.size();
+  EXPECT_EQ(launches(popnorm_backward_apply(plan.get(), &apply, &stream)), kCheck + 1 + 1);
+}
+#endif
 
 // The sums may be left out where statistics are given. Only the device knows whether they are: if not, dx is NaN, not wrong.
 TEST(CudaBackend, BackwardApplyWithoutSumsIsNotSilentlyWrong) {
@@ -489,6 +711,20 @@ TEST(CudaFusions, TheCpuRefusesTheMask) {
   options.backend = POPNORM_CPU;
   EXPECT_EQ(masked.backward(options), POPNORM_INVALID);
   EXPECT_NE(std::string(popnorm_last_error()).find("reserve"), std::string::npos) << popnorm_last_error();
+}
+
+// Nor are its own taken for these: gradients are NaN, not wrong.
+TEST(CudaFusions, AMaskOfTheCpuIsNotUsed) {
+  Masked masked;
+  popnorm_options options = POPNORM_OPTIONS_INIT;
+  options.backend = POPNORM_CPU;
+  popnorm_forward_args args = popnorm::forward_args(masked.workspace, masked.reserve);
+  args.x = masked.x.data();
+  args.y = masked.y.data();
+  args.residual = masked.residual.data();
+  popnorm::plan(masked.problem, options).forward(args);
+  ASSERT_EQ(masked.backward(POPNORM_OPTIONS_INIT), POPNORM_SUCCESS);
+  EXPECT_TRUE(std::ranges::all_of(masked.dx, [](float value) { return std::isnan(value); }));
 }
 
 }  // namespace

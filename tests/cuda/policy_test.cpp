@@ -107,6 +107,7 @@ INSTANTIATE_TEST_SUITE_P(Layouts, CudaPolicies,
 
 // Blends, renormalization, given statistics, residuals, activations, strides, in any combination.
 TEST(CudaPolicy, HasThePlainPathsBitsWithEverySourceOfStatistics) {
+  int taken = 0;  // not every problem can go every way
   for (int i = 0; i < 24 * effort(); ++i) {
     Random random("CudaPolicy " + std::to_string(i));
     const Configuration k = random_configuration(random);
@@ -119,11 +120,19 @@ TEST(CudaPolicy, HasThePlainPathsBitsWithEverySourceOfStatistics) {
     maps.residual = random.coin();
     MapCase c(k, maps, false, random);
     SCOPED_TRACE(testing::Message() << "case " << i << ": " << testing::PrintToString(k) << ", " << maps);
-    const MapForward f = c.forward({});
-    const MapBackward b = c.backward({});
+    MapForward f;
+    MapBackward b;
+    {
+      const Wanted wanted("plain");
+      f = c.forward({});
+      b = c.backward({});
+    }
     for (const char* policy : {"cluster", "grid"}) {
       SCOPED_TRACE(policy);
       const Wanted wanted(policy);
+      const std::string text = popnorm::plan(c.problem()).info().policy;
+      for (const char* direction : {"forward ", "backward "})
+        taken += text.find(std::string(direction) + policy) != std::string::npos;
       const MapForward g = c.forward({});
       const MapBackward d = c.backward({});
       expect_same(g, f);
@@ -131,6 +140,7 @@ TEST(CudaPolicy, HasThePlainPathsBitsWithEverySourceOfStatistics) {
     }
     if (HasFailure()) return;
   }
+  EXPECT_GE(taken, 24 * effort());  // a quarter
 }
 
 TEST(CudaPolicy, OfAnUnknownNameIsRefused) {

@@ -324,7 +324,7 @@ TEST_F(Combine, WithNothingChangesNothing) {
 }
 
 TEST_F(Combine, AgreesWithTheOracleForAnyNumberOfParts) {
-  for (const int count : {2, 3, 4, 5, 8, 31, 64, 100}) {
+  for (const int count : {2, 3, 4, 5, 8, 31, 64, 100, 129, 300}) {
     std::vector<MomentValues> parts;
     for (int i = 0; i < count; ++i) parts.push_back(drawn(1e4));
     expect_oracle(parts, combined(parts));

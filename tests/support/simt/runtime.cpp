@@ -5,7 +5,7 @@ namespace popnorm::cuda {
 
 popnorm_status device_ready() { return POPNORM_SUCCESS; }
 
-bool is_device_memory(const void* /*memory*/) { return true; }
+Memory memory_of(const void* /*memory*/) { return Memory::managed; }
 
 popnorm_status check_reachable(const char* /*operation*/, const char* /*name*/, const void* /*first*/) {
   return POPNORM_SUCCESS;

@@ -160,6 +160,7 @@ struct Set {
   std::deque<Warp> warps;
   std::deque<Block> blocks;
   std::vector<Thread*> ready;
+  bool ended = false;  // one of the threads has
 };
 
 // The emulator runs on whichever OS thread launches, one launch at a time each.
@@ -228,6 +229,13 @@ void leave(Meeting& m) {
   open_if_complete(m);
 }
 
+// Unlike a block's barrier, one of a cluster or a grid waits for those that have ended, too.
+[[noreturn]] void die_waiting_for_ended() { die("a thread has ended that others of its cluster or grid wait for"); }
+void meet_all() {
+  if (running_set->ended) die_waiting_for_ended();
+  meet(running_set->meeting);
+}
+
 void run_set(Set& set, const std::function<void()>& body, StackPool& pool) {
   running_set = &set;
   for (Thread& t : set.threads) {
@@ -253,7 +261,9 @@ void run_set(Set& set, const std::function<void()>& body, StackPool& pool) {
     t.watched.end_turn();
     if (t.fiber) continue;
     --left;
-    for (Meeting* m : {&t.warp->meeting, &t.block->meeting, &set.meeting}) leave(*m);
+    for (Meeting* m : {&t.warp->meeting, &t.block->meeting}) leave(*m);
+    set.ended = true;
+    if (!set.meeting.arrived.empty()) die_waiting_for_ended();
   }
   if (left != 0) die("threads wait for others that never come");
   running = nullptr;
@@ -274,6 +284,10 @@ void expect_aligned(const void* address, std::size_t bytes) {
 
 void wait_for_earlier_launches() { running->waited = true; }
 
+void enqueue(void* stream) {
+  if (stream != nullptr) ++static_cast<Stream*>(stream)->launches;
+}
+
 void block_barrier() { meet(running->block->meeting); }
 
 bool block_any(bool value) {
@@ -285,12 +299,12 @@ bool block_any(bool value) {
 
 void cluster_barrier() {
   if (running_launch->cluster <= 1) die("a cluster's barrier without a cluster");
-  meet(running_set->meeting);
+  meet_all();
 }
 
 void grid_barrier() {
   if (!running_launch->cooperative) die("a grid's barrier in a grid that was not launched cooperatively");
-  meet(running_set->meeting);
+  meet_all();
 }
 
 void shuffle_xor(double* values, int count, int mask) {
@@ -376,6 +390,7 @@ void run(const Launch& launch, const std::function<void()>& thread) {
     for (Thread& t : set.threads) t.at.block = t.block->at;
     for (Warp& warp : set.warps) warp.meeting.expected = warp.lanes.size();
     set.meeting.expected = set.threads.size();
+    set.ended = false;
     Watched::launched();
     run_set(set, thread, pool);
     Watched::finished();

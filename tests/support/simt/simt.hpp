@@ -52,6 +52,12 @@ void copy_async(void* to, const void* from, std::size_t bytes);
 void commit_copies();
 void wait_for_copies(std::size_t kept);
 
+// A stream counts its launches. The null stream does not.
+struct Stream {
+  std::uint64_t launches = 0;
+};
+void enqueue(void* stream);
+
 struct Launch {
   Extent blocks, threads;
   std::size_t shared_bytes = 0;
