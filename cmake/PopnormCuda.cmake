@@ -1,12 +1,12 @@
 # Whether the CUDA backend is built: sets POPNORM_CUDA, and enables the language. Included by the top directory, since a language
 # that is enabled further down is not fully known.
-set(POPNORM_WITH_CUDA AUTO CACHE STRING "Build the CUDA backend: AUTO (if there is a CUDA compiler), ON or OFF")
+set(POPNORM_WITH_CUDA AUTO CACHE STRING "Build the CUDA backend: AUTO (of the top-level project, if there is a CUDA compiler), ON or OFF")
 set_property(CACHE POPNORM_WITH_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(POPNORM_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90-real 100-real 120
     CACHE STRING "Architectures of the CUDA backend; the last one also as PTX, for later devices")
 
 set(POPNORM_CUDA OFF)
-if(POPNORM_WITH_CUDA STREQUAL "OFF" OR POPNORM_SANITIZE)
+if(POPNORM_WITH_CUDA STREQUAL "OFF" OR POPNORM_SANITIZE OR (POPNORM_WITH_CUDA STREQUAL "AUTO" AND NOT PROJECT_IS_TOP_LEVEL))
   return()
 endif()
 include(CheckLanguage)
