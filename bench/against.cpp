@@ -37,8 +37,7 @@ int run(int argc, char** argv) {
              }});
       }
   }
-  compare(options, {"times reference", ""}, rows);
-  return 0;
+  return compare(options, {"times reference", ""}, rows);
 }
 
 }  // namespace

@@ -25,6 +25,7 @@ class Table : public benchmark::BenchmarkReporter {
       std::printf("%-62s", run.run_name.function_name.c_str());
       if (run.error_occurred) {
         std::printf(" %s\n", run.error_message.c_str());
+        ++failed_;
         continue;
       }
       ratios_.push_back(counter("ratio"));
@@ -43,11 +44,12 @@ class Table : public benchmark::BenchmarkReporter {
         "%s: geometric mean %.3f; of %zu rows %d are faster and %d slower, their 95 %% interval on one side of 1\n",
         titles_.ratio.c_str(), geometric_mean(ratios_), ratios_.size(), faster_, slower_);
   }
+  [[nodiscard]] bool failed() const { return failed_ > 0; }
 
  private:
   Titles titles_;
   std::vector<double> ratios_;
-  int faster_ = 0, slower_ = 0;
+  int faster_ = 0, slower_ = 0, failed_ = 0;
 };
 
 void measure(benchmark::State& state, const Compared& row, const Protocol& protocol, oneapi::tbb::task_arena& threads) {
@@ -77,7 +79,7 @@ void ComparisonOptions::add_to(CLI::App& app) {
   app.add_option("--seconds", protocol.seconds, "per row")->check(CLI::PositiveNumber)->capture_default_str();
 }
 
-void compare(const ComparisonOptions& options, const Titles& titles, const std::vector<ComparedRow>& rows) {
+int compare(const ComparisonOptions& options, const Titles& titles, const std::vector<ComparedRow>& rows) {
   const oneapi::tbb::global_control limit(oneapi::tbb::global_control::max_allowed_parallelism,
                                           static_cast<std::size_t>(options.threads));
   oneapi::tbb::task_arena threads(options.threads);
@@ -99,6 +101,7 @@ void compare(const ComparisonOptions& options, const Titles& titles, const std::
         ->Unit(benchmark::kMillisecond);
   Table table(titles);
   benchmark::RunSpecifiedBenchmarks(&table);
+  return table.failed() ? 1 : 0;
 }
 
 int guarded(int argc, char** argv, int (*run)(int, char**)) {

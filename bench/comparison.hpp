@@ -41,8 +41,8 @@ struct ComparisonOptions {
 };
 
 // Prints a line per row and, at the end, the geometric mean of the ratio and how many rows are slower or faster beyond doubt.
-// Google Benchmark's own report has the same numbers as counters.
-void compare(const ComparisonOptions& options, const Titles& titles, const std::vector<ComparedRow>& rows);
+// Google Benchmark's own report has the same numbers as counters. Returns what main does: 1 if a row could not be run.
+int compare(const ComparisonOptions& options, const Titles& titles, const std::vector<ComparedRow>& rows);
 
 // main's body: an exception becomes a message and 2.
 int guarded(int argc, char** argv, int (*run)(int, char**));

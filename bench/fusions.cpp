@@ -70,8 +70,7 @@ int run(int argc, char** argv) {
         rows.push_back({std::string(name_of(operation)) + "/" + name_of(shape.layout) + "/" + shape.layer.dimensions() +
                             "/" + fusion.name,
                         [=] { return fused(operation, shape, fusion, storage); }});
-  compare(options, {"times plain", "by bytes"}, rows);
-  return 0;
+  return compare(options, {"times plain", "by bytes"}, rows);
 }
 
 }  // namespace

@@ -203,8 +203,7 @@ int run(int argc, char** argv) {
         rows.push_back({std::string(name_of(operation)) + "/" + name_of(shape.layout) + "/" + shape.layer.dimensions() +
                             "/" + form.name,
                         [=, &arena] { return compared(operation, shape, form, arena); }});
-  compare(options, {"times plain", "loop of plain calls / map"}, rows);
-  return 0;
+  return compare(options, {"times plain", "loop of plain calls / map"}, rows);
 }
 
 }  // namespace

@@ -59,7 +59,9 @@ Report::Report(std::string path, json setup, bool resume) : path_(std::move(path
   if (!resume || !file) return;
   const json before = json::parse(file, nullptr, false);
   if (before.is_discarded() || before["setup"] != setup_) {
-    std::cout << path_ << " was written under another setup: starting anew\n";
+    const std::string kept = path_ + ".before";
+    std::filesystem::rename(path_, kept);
+    std::cout << path_ << " was written under another setup: it is " << kept << " now\n";
     return;
   }
   rows_ = before["rows"];

@@ -33,8 +33,7 @@ int run(int argc, char** argv) {
                  return compared(operation, call(layout, layer, POPNORM_F32),
                                  call(layout, layer, kStorages.at(storage)));
                }});
-  compare(options, {"times f32", ""}, rows);
-  return 0;
+  return compare(options, {"times f32", ""}, rows);
 }
 
 }  // namespace

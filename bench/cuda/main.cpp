@@ -145,7 +145,8 @@ void report(benchmark::State& state, const std::shared_ptr<Row>& row, const std:
   state.SetLabel(own.note);
 }
 
-void register_rows(const Options& options, const DeviceInfo& device) {
+// `failed`, which must outlive the benchmarks, becomes true where a row could not be measured or contenders differ.
+void register_rows(const Options& options, const DeviceInfo& device, bool& failed) {
   const auto flush = std::make_shared<DeviceBuffer>(2 * device.l2_bytes);
   const auto begin = std::chrono::steady_clock::now();
   for (const std::string& storage : options.storages)
@@ -155,7 +156,7 @@ void register_rows(const Options& options, const DeviceInfo& device) {
         for (const popnorm_layout layout : kLayouts) {
           const auto row = std::make_shared<Row>();
           row->task = {operation, layout, storage_of(storage), layer};
-          const auto measured = [row, options, flush, begin] {
+          const auto measured = [row, options, flush, begin, &failed] {
             if (!row->times.empty() || !row->problem.empty()) return;
             const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;
             try {
@@ -166,6 +167,7 @@ void register_rows(const Options& options, const DeviceInfo& device) {
             } catch (const std::exception& error) {
               row->times.clear();
               row->problem = error.what();
+              failed = true;
             }
           };
           std::vector<std::string> names;
@@ -211,7 +213,8 @@ int run(int argc, char** argv) {
   benchmark::AddCustomContext("runtime", std::to_string(device.runtime));
   benchmark::AddCustomContext("multiprocessors", std::to_string(device.multiprocessors));
   benchmark::AddCustomContext("l2_bytes", std::to_string(device.l2_bytes));
-  register_rows(options, device);
+  bool failed = false;
+  register_rows(options, device, failed);
   // What is not ours is Google Benchmark's.
   std::vector<std::string> extras = app.remaining();
   std::vector<char*> rest = {argv[0]};
@@ -221,7 +224,7 @@ int run(int argc, char** argv) {
   if (benchmark::ReportUnrecognizedArguments(count, rest.data())) return 2;
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
-  return 0;
+  return failed ? 1 : 0;
 }
 
 }  // namespace
