@@ -39,7 +39,8 @@
  *            accepted if the bytes beyond are zero, else POPNORM_UNSUPPORTED.
  *
  * Results    are the same bits for any number of threads, any executor, any schedule and any instruction set
- *            (popnorm_numerics_version() changes when bits change), whatever rounding mode the caller has set.
+ *            (popnorm_numerics_version() changes when bits change), whatever rounding mode the caller has set. CUDA has bits of
+ *            its own, which a new version of the library may change.
  *
  * Threads.   Plans may be shared. Concurrent calls need distinct workspaces and outputs. Nothing allocates in a run
  *            entry except what oneTBB allocates for its tasks.
@@ -81,7 +82,7 @@ POPNORM_API const char* popnorm_last_error(void);
 /* major * 10000 + minor * 100 + patch of the linked library. */
 POPNORM_API int32_t popnorm_version(void);
 
-/* Two libraries with the same numerics version give the same bits for the same problem. */
+/* Two libraries with the same numerics version give the same bits for the same problem on any CPU. */
 POPNORM_API int32_t popnorm_numerics_version(void);
 
 /* ------------------------------------------------------------------------------------------------ problem */
