@@ -251,6 +251,8 @@ popnorm_status popnorm_population_standard_error(const void* population, size_t 
         status != POPNORM_SUCCESS)
       return status;
     if (error == nullptr) return fail(POPNORM_INVALID, "%s: error is null", operation);
+    if (reinterpret_cast<std::uintptr_t>(error) % alignof(double) != 0)
+      return fail(POPNORM_INVALID, "%s: error is not aligned to %zu bytes", operation, alignof(double));
     const std::int64_t entries = entries_of(population);
     if (overlap(population, header_of(population).bytes, error, static_cast<std::size_t>(entries) * sizeof(double)))
       return fail(POPNORM_INVALID, "%s: error overlaps population; they must not share memory", operation);

@@ -387,10 +387,16 @@ class Memory {
     const std::int64_t inner = samples_outside ? a.pitch.row : a.pitch.sample;
     const std::int64_t outer_count = samples_outside ? problem_.n : problem_.rows();
     const std::int64_t inner_count = samples_outside ? problem_.rows() : problem_.n;
-    for (std::int64_t i = distance / outer - 1; i <= distance / outer + 1; ++i) {
+    // The nearest of those that there are: where there is one, its pitch may be anything.
+    const auto nearest = [](std::int64_t of, std::int64_t pitch, std::int64_t count) {
+      return std::clamp(of / pitch, 1 - count, count - 1);
+    };
+    const std::int64_t near_i = nearest(distance, outer, outer_count);
+    for (std::int64_t i = near_i - 1; i <= near_i + 1; ++i) {
       if (i <= -outer_count || i >= outer_count) continue;
       const std::int64_t rest = distance - i * outer;
-      for (std::int64_t j = rest / inner - 1; j <= rest / inner + 1; ++j) {
+      const std::int64_t near_j = nearest(rest, inner, inner_count);
+      for (std::int64_t j = near_j - 1; j <= near_j + 1; ++j) {
         const std::int64_t gap = rest - j * inner;
         if (j > -inner_count && j < inner_count && gap > -a.row_bytes && gap < a.row_bytes) return true;
       }

@@ -12,14 +12,14 @@ namespace popnorm::cpu {
 namespace {
 
 // Rows of contiguous groups that are worked on at once: bounded, so that scratch does not grow with their number, and so few
-// that a wave of the columns form stays in the last-level cache between its statistics and its output.
+// that a wave of the columns form stays in a last-level cache between its statistics and its output. Not in this machine's: where
+// a wave ends decides which samples of an affine slot share a tile, and so bits.
 std::int64_t rows_in_flight(const Problem& p, const Map& map) {
-  constexpr std::int64_t kScratch = std::int64_t{2} << 20;
+  constexpr std::int64_t kScratch = std::int64_t{2} << 20, kCache = std::int64_t{8} << 20;
   const std::int64_t samples = std::max<std::int64_t>(samples_per_id(map, p.n), 1);
   const std::int64_t bytes = p.c * p.s * samples * size_of(p.storage);
   const std::int64_t scratch = p.c * 64 * (1 + samples * p.s / tile_length(p.form, p.n, p.c, p.s));
-  const std::int64_t by_cache =
-      p.form == Form::columns ? this_machine().llc / 4 / std::max<std::int64_t>(bytes, 1) : map.count;
+  const std::int64_t by_cache = p.form == Form::columns ? kCache / std::max<std::int64_t>(bytes, 1) : map.count;
   return std::max<std::int64_t>(std::min(kScratch / scratch, by_cache), 1);
 }
 

@@ -41,8 +41,8 @@ struct Blocking {
   Stores stores;
 };
 
-// `tensors`: how many tensors statistics read (1 forward, 2 backward). `sweeps`: whether data is read for statistics,
-// then again to be applied; a single sweep gains nothing from slabs.
+// `tensors`: how many tensors statistics read (1 forward, 2 backward). `reduces`, `applies`: whether data is read for statistics,
+// and to be applied; only what does both gains from slabs.
 struct Work {
   int tensors;
   bool reduces;

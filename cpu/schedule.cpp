@@ -13,24 +13,34 @@ namespace {
 
 constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// body(i) for i in [0, count), each under the library's floating-point environment; false if not all were run.
+// A number that stands for a task where all tasks that were run are added up (the finalizer of SplitMix64).
+std::uint64_t sign_of(std::int64_t index) {
+  auto z = static_cast<std::uint64_t>(index) + 0x9e3779b97f4a7c15U;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9U;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebU;
+  return z ^ (z >> 31);
+}
+
+// body(i) for i in [0, count), each under the library's floating-point environment; false if not each was run once.
 template <class Body>
 bool for_each_task(const Executor& executor, std::int64_t count, const Body& body) {
   struct Shared {
     const Body& body;
-    std::atomic<std::int64_t> done{0};
+    std::atomic<std::uint64_t> done{0};
   } shared{body};
   const auto task = [](void* argument, std::int64_t index) {
     auto& s = *static_cast<Shared*>(argument);
     const FpEnvironment environment;
     s.body(index);
-    s.done.fetch_add(1, std::memory_order_relaxed);
+    s.done.fetch_add(sign_of(index), std::memory_order_relaxed);
   };
   if (count == 1)
     task(&shared, 0);
   else if (count > 1)
     executor.parallel_for(executor.context, count, task, &shared);
-  return shared.done.load(std::memory_order_relaxed) == count;
+  std::uint64_t all = 0;
+  for (std::int64_t i = 0; i < count; ++i) all += sign_of(i);
+  return shared.done.load(std::memory_order_relaxed) == all;
 }
 
 // Ends a task that writes output: whoever waits for it sees what was streamed. Once a task, because a fence after every box or

@@ -17,7 +17,7 @@ struct Channels {
   std::int64_t end;
 };
 
-// Any stage may be absent. Calls on distinct channels, or distinct units or boxes of one stage, are independent.
+// reduce and apply may be absent. Calls on distinct channels, or distinct units or boxes of one stage, are independent.
 struct Stages {
   void* context;
   std::int64_t units;

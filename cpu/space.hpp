@@ -66,7 +66,7 @@ inline Cells::Arrays take_cells(Arena& arena, const Problem& p, const Rows& rows
 inline constexpr int kCoefficients = 5;
 inline constexpr int kRecomputed = 2;
 
-// T: arithmetic type. Pieces that a call does not need are null.
+// T: arithmetic type. Pieces that a call does not need have no bytes.
 template <class T>
 struct ForwardSpace {
   Cells::Arrays cells;

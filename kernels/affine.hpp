@@ -11,7 +11,7 @@
 
 namespace popnorm {
 
-// A double rounded to T; saturated, finite values do not become infinite.
+// A double rounded to T; beyond its range it is infinite, unless saturated.
 template <class T>
 POPNORM_INLINE T round_to(double value) {
   return static_cast<T>(value);
@@ -46,7 +46,7 @@ struct Statistics {
   double r2 = 1;
 };
 
-// invstd is 0 where variance + epsilon is 0 (then y is exactly shift), and at most the largest finite T.
+// invstd is 0 where variance + epsilon is 0 (then y is exactly shift).
 POPNORM_INLINE double inverse_std(double variance, double epsilon) {
   const double sum = variance + epsilon;
   const double inverse = 1 / std::sqrt(sum);

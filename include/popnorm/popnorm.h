@@ -28,8 +28,8 @@
  *            is updated may be the source of this call's statistics. No other output may overlap an input or another
  *            output; overlap is found and refused (POPNORM_INVALID).
  *
- * Errors.    Every entry returns a status. On anything but POPNORM_SUCCESS (and POPNORM_INTERNAL, when an executor left
- *            tasks undone) nothing was written to the caller's buffers, and popnorm_last_error() says which subject had
+ * Errors.    Every entry returns a status. On POPNORM_INVALID and POPNORM_UNSUPPORTED nothing was written to the caller's
+ *            buffers; otherwise, but for POPNORM_SUCCESS, outputs are incomplete. popnorm_last_error() says which subject had
  *            which value, the rule it broke, and the remedy.
  *            POPNORM_INVALID: the call can never be right. POPNORM_UNSUPPORTED: a sensible call that this version,
  *            build or machine does not serve.
@@ -68,7 +68,7 @@ typedef enum popnorm_status {
   POPNORM_SUCCESS = 0,
   POPNORM_INVALID = 1,       /* an argument breaks a rule */
   POPNORM_UNSUPPORTED = 2,   /* valid, but not served by this version, build or machine */
-  POPNORM_OUT_OF_MEMORY = 3, /* popnorm_plan_create only: run entries do not allocate */
+  POPNORM_OUT_OF_MEMORY = 3, /* popnorm_plan_create; in a run entry, oneTBB had no memory for its tasks */
   POPNORM_INTERNAL = 4 /* a caller's executor failed to run every task, CUDA did not launch, or a defect of popnorm */
 } popnorm_status;
 
@@ -278,7 +278,8 @@ typedef struct popnorm_plan popnorm_plan;
 /* Validates `problem` and `options` (null = defaults) and makes a plan. One allocation, a few microseconds.
  * INVALID: null problem or plan; n < 0, c < 1, s < 0; a size whose bytes overflow 63 bits; non-finite or negative epsilon;
  *          unknown enum values; strides that let rows overlap; a map's k < 1 where it has one, not 0 where it has none;
- *          an executor without parallel_for or concurrency < 1; an ISA or backend name that does not exist.
+ *          a slope that is not finite, adds_residual that is neither 0 nor 1; an executor without parallel_for or
+ *          concurrency < 1; an ISA, or a backend in POPNORM_BACKEND, that does not exist.
  * UNSUPPORTED: types, backends, an ISA that exists but does not run here; more than 2^31 - 1 samples with a map other than
  *          WHOLE, or as many ids; struct bytes this version does not know.
  * OUT_OF_MEMORY: the allocation failed. On failure *plan is null. */
@@ -389,7 +390,8 @@ typedef struct popnorm_population_finalize_args {
 #define POPNORM_POPULATION_FINALIZE_ARGS_INIT \
   { sizeof(popnorm_population_finalize_args), POPNORM_BIASED, POPNORM_TYPE_DEFAULT, NULL, NULL }
 
-/* The population's mean and variance. INVALID: a corrupted or foreign header, unknown enums, overlapping outputs.
+/* The population's mean and variance. INVALID: a corrupted or foreign header, unknown enums, no output, overlapping ones.
+ * UNSUPPORTED: a type of 16 bits.
  * A channel that was never fed has mean 0 and variance 1 (what frameworks initialize running statistics with). */
 POPNORM_API popnorm_status popnorm_population_finalize(const void* population, size_t bytes,
                                                        const popnorm_population_finalize_args* args);
@@ -415,7 +417,7 @@ POPNORM_API popnorm_status popnorm_population_decay(void* population, size_t byt
  * is what normalization divides by: sqrt(between/(batches - 1)/m2) with between = m2 - m2_within, the part that lies between
  * batch means. Independent batches of equal weight are assumed. +Inf with fewer than two batches; 0 where the variance is 0.
  * "Enough samples" is when it is small against what the network tolerates (0.01, say). INVALID: a corrupted or foreign
- * header; error null or overlapping. */
+ * header; error null, misaligned or overlapping. */
 POPNORM_API popnorm_status popnorm_population_standard_error(const void* population, size_t bytes, double* error);
 
 /* How far the mean and variance of `population` are from those of `reference` (EMA from exact statistics, say), over all slots
@@ -529,8 +531,8 @@ typedef struct popnorm_forward_args {
         POPNORM_UPDATE_INIT, NULL, NULL, {NULL, NULL, NULL}, NULL, 0, NULL, 0, NULL                \
   }
 
-/* INVALID: null x, y or workspace (for a non-empty batch); a residual that the problem does not add, or none where it
- * does; overlap (see Aliasing); unaligned base pointers; workspace or
+/* INVALID: null x or y (for a non-empty batch); null workspace; unknown enum values; a residual that the problem does not
+ * add, or none where it does; overlap (see Aliasing); unaligned base pointers; workspace or
  * reserve too small; labels or weights that the problem has not, missing ones, ones out of range; momentum or share outside
  * [0, 1], renorm_r < 1, renorm_d < 0; given statistics with BATCH, missing with another source; an update or moments with
  * GIVEN; a group that feeds two slots, with an update, BLEND or RENORM; a corrupted or foreign population, or one with
@@ -772,7 +774,8 @@ typedef struct popnorm_fold_args {
 #define POPNORM_FOLD_ARGS_INIT \
   { sizeof(popnorm_fold_args), 0, 0, 1, POPNORM_TYPE_DEFAULT, 1e-5, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL }
 
-/* INVALID: null or overlapping arrays, sizes < 1 or overflowing, a bad epsilon or type, a negative variance. */
+/* INVALID: null or overlapping arrays, sizes < 1 or overflowing, a bad epsilon or type, a negative variance. UNSUPPORTED: a type
+ * of 16 bits. */
 POPNORM_API popnorm_status popnorm_fold(const popnorm_fold_args* args);
 
 #ifdef __cplusplus

@@ -372,6 +372,8 @@ const Slices kSlices[] = {
     {"channels first, samples inside", POPNORM_NCHW, 4, 3, 5, {5, 5 * 4}, 3 * 5 * 4},
     {"halves of each row", POPNORM_NCHW, 4, 3, 5, {30, 10}, 5},
     {"BatchNorm1d", POPNORM_NHWC, 6, 4, 1, {8, 0}, 4},
+    {"one sample, whose pitch means nothing", POPNORM_NCHW, 1, 4, 9, {1, 9}, 36},
+    {"one position, whose pitch means nothing", POPNORM_NHWC, 6, 8, 1, {16, 1}, 8},
 };
 
 popnorm_status forward_between(const Slices& slices, std::int64_t distance, bool y_first = false) {

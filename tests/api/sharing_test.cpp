@@ -1,6 +1,7 @@
 // Plans shared between threads, messages kept apart, and executors of the caller's that do not do their work.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <barrier>
 #include <stdexcept>
 #include <thread>
@@ -135,6 +136,14 @@ TEST(Executor, ThatRunsNothingIsReported) {
 TEST(Executor, ThatSkipsATaskIsReported) {
   EXPECT_TRUE(refused(forward_with([](void*, std::int64_t count, void (*task)(void*, std::int64_t), void* argument) {
                         for (std::int64_t i = 1; i < count; ++i) task(argument, i);
+                      }),
+                      POPNORM_INTERNAL, {"^forward:", "executor"}));
+}
+
+// As many as there are, but not each.
+TEST(Executor, ThatRunsATaskTwiceAndSkipsAnotherIsReported) {
+  EXPECT_TRUE(refused(forward_with([](void*, std::int64_t count, void (*task)(void*, std::int64_t), void* argument) {
+                        for (std::int64_t i = 0; i < count; ++i) task(argument, std::max<std::int64_t>(i, 1));
                       }),
                       POPNORM_INTERNAL, {"^forward:", "executor"}));
 }

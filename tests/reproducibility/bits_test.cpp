@@ -195,6 +195,7 @@ TEST(GoldenBits, OfMapsAreThoseOfTheNumericsVersion) {
     MapSet maps;
     popnorm_type storage = POPNORM_F32;
     bool second_derivative = false;
+    std::int64_t n = 40, c = 19, s = 130;
   };
   constexpr popnorm_map kThree{POPNORM_LABELS, 3}, kFours{POPNORM_CONTIGUOUS, 4}, kDealt{POPNORM_STRIDED, 3},
       kEach{POPNORM_PER_SAMPLE, 0}, kAll{POPNORM_WHOLE, 0};
@@ -208,6 +209,14 @@ TEST(GoldenBits, OfMapsAreThoseOfTheNumericsVersion) {
       {"blend", {.group = kFours, .slot = kFours, .statistics = POPNORM_BLEND}},
       {"renorm", {.group = kThree, .affine = kFours, .statistics = POPNORM_RENORM}},
       {"given", {.slot = kThree, .affine = kThree, .statistics = POPNORM_GIVEN}, POPNORM_F16},
+      // Groups in several waves of the columns form, whose end decides which samples of a scale share a tile.
+      {"labelled scales",
+       {.group = {POPNORM_CONTIGUOUS, 7}, .affine = {POPNORM_LABELS, 2}},
+       POPNORM_F32,
+       false,
+       168,
+       64,
+       196},
       {"relu", {.activation = POPNORM_RELU}},
       {"relu of a sum", {.group = kFours, .activation = POPNORM_RELU, .residual = true}, POPNORM_BF16},
       {"leaky relu of a sum",
@@ -218,9 +227,9 @@ TEST(GoldenBits, OfMapsAreThoseOfTheNumericsVersion) {
     for (const Case& k : cases) {
       Configuration shape;
       shape.layout = layout;
-      shape.n = 40;
-      shape.c = 19;
-      shape.s = 130;
+      shape.n = k.n;
+      shape.c = k.c;
+      shape.s = k.s;
       shape.storage = k.storage;
       shape.parameters = shape.statistics = k.storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32;
       Random random(k.name);
