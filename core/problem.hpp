@@ -73,6 +73,10 @@ constexpr const char* name_of(popnorm_type type) {
   return type == POPNORM_F64 ? "f64" : type == POPNORM_BF16 ? "bf16" : type == POPNORM_F16 ? "f16" : "f32";
 }
 
+inline bool updates(const popnorm_update& u) {
+  return u.running_mean != nullptr || u.running_variance != nullptr || u.population != nullptr;
+}
+
 }  // namespace popnorm
 
 #endif

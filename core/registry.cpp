@@ -67,7 +67,11 @@ popnorm_status find_cuda(const Backend*& backend) {
 // What is a device's alone is that device's, whether plans can be made for it or not: the CPU cannot reach it. Without a module
 // nobody can tell.
 popnorm_backend where(const void* memory) {
-  if (memory == nullptr || opened().module == nullptr) return POPNORM_CPU;
+  if (memory == nullptr) return POPNORM_CPU;
+  if (opened().module == nullptr) {
+    if (log_dispatch()) log_choice("auto takes cpu: backend cuda is not installed, nobody knows whose the memory is");
+    return POPNORM_CPU;
+  }
   const Backend* found = nullptr;
   const cuda::Memory kind = opened().module->memory_of(memory);
   const bool cuda =

@@ -345,8 +345,12 @@ class Memory {
     POPNORM_TRY(required(name, first, count, sizeof(float), false));
     if (on_device()) return POPNORM_SUCCESS;
     const auto* weight = static_cast<const float*>(first);
-    for (std::int64_t i = 0; i < count; ++i)
-      if (!(weight[i] >= 0 && weight[i] <= std::numeric_limits<float>::max()))
+    const auto usable = [](float w) { return w >= 0 && w <= std::numeric_limits<float>::max(); };
+    // As labels are: looked for only if there is one.
+    bool all = true;
+    for (std::int64_t i = 0; i < count; ++i) all &= usable(weight[i]);
+    for (std::int64_t i = 0; !all && i < count; ++i)
+      if (!usable(weight[i]))
         return fail(POPNORM_INVALID, "%s: %s[%lld] is %g, must be finite and >= 0", operation_, name, ll{i},
                     static_cast<double>(weight[i]));
     return POPNORM_SUCCESS;
@@ -428,10 +432,6 @@ popnorm_status check_moments_values(const char* operation, const popnorm_moment_
       return fail(POPNORM_INVALID, "%s: moments.m2[%lld] is %g, must be >= 0", operation, ll{i}, m.m2[i]);
   }
   return POPNORM_SUCCESS;
-}
-
-bool updates(const popnorm_update& u) {
-  return u.running_mean != nullptr || u.running_variance != nullptr || u.population != nullptr;
 }
 
 popnorm_status check_source(const char* operation, const Problem& p, const popnorm_source& s, Memory& memory) {

@@ -32,8 +32,6 @@ constexpr std::int64_t kSocketCache = std::int64_t{128} << 20;
 // No thread counts on more than this of a nearer one.
 constexpr std::int64_t kLargestLlcShare = std::int64_t{16} << 20;
 
-constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // Bytes of the data or unified cache of a level, 0 where the processor does not say. By CPUID's deterministic cache
 // parameters, because sysconf adds up the third-level caches of a whole AMD socket, of which a core reaches one.
 std::int64_t cache_bytes(unsigned level) {

@@ -13,6 +13,8 @@
 
 namespace popnorm::cpu {
 
+constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
 // What blocking asks of a machine. Only measurements fill it in (docs/performance.md).
 struct Machine {
   std::int64_t l2 = std::int64_t{1} << 20;          // bytes per core

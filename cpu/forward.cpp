@@ -17,10 +17,6 @@ namespace {
 
 // ---------------------------------------------------------------------------------------------------------- statistics
 
-bool updates(const popnorm_update& u) {
-  return u.running_mean != nullptr || u.running_variance != nullptr || u.population != nullptr;
-}
-
 MeanVariance given_of(const Problem& p, const popnorm_source& source, std::int64_t slot, std::int64_t c) {
   const std::int64_t i = slot * p.c + c;
   if (source.population != nullptr) return population_statistics(arrays_of(source.population), i, source.estimator);

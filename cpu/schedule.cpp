@@ -11,8 +11,6 @@
 namespace popnorm::cpu {
 namespace {
 
-constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // A number that stands for a task where all tasks that were run are added up (the finalizer of SplitMix64).
 std::uint64_t sign_of(std::int64_t index) {
   auto z = static_cast<std::uint64_t>(index) + 0x9e3779b97f4a7c15U;

@@ -13,10 +13,6 @@
 namespace popnorm::cuda {
 namespace {
 
-bool updates(const popnorm_update& u) {
-  return u.running_mean != nullptr || u.running_variance != nullptr || u.population != nullptr;
-}
-
 // Scratch of a forward call.
 template <class A>
 struct ForwardSpace {

@@ -340,14 +340,15 @@ inline constexpr std::size_t kChunkBytes = kThreads * 64;
 // thread holds, and numbers for each of its channels.
 POPNORM_INLINE constexpr int blocks_for(Access access, std::size_t element, int chunks, int per_channel) {
   const int channels = in_rows(access) ? 1 : 16 / static_cast<int>(element);
-  const int registers = (is_even(access) ? 48 : 72) + 16 * chunks + per_channel * channels;
+  const int registers = (is_even(access) ? 48 : 72) + (kBeforeSm80 ? 16 : 0) + 16 * chunks + per_channel * channels;
   return !is_narrow(access) || element == sizeof(double) ? 1 : registers <= 80 ? 3 : registers <= 128 ? 2 : 1;
 }
 
 // The same of kernels of one read. Two where that leaves registers enough: not for the sums of several channels a thread, for a
-// residual or a recomputed sign, for single elements of 16 bits or of two tensors, or in double.
+// residual or a recomputed sign, for single elements of 16 bits or of two tensors, in double, or for 16 bits before sm_80.
 POPNORM_INLINE constexpr int resident_blocks(bool forward, bool rows, bool even, bool fused, std::size_t element) {
-  return rows && !fused && element < sizeof(double) && (even || (forward && element == 4)) ? 2 : 1;
+  const bool few = (even && !(kBeforeSm80 && element == 2)) || (forward && element == 4);
+  return rows && !fused && element < sizeof(double) && few ? 2 : 1;
 }
 
 // std::bool_constant, which kernels on a device cannot ask.

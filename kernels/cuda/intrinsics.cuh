@@ -18,6 +18,13 @@
 
 namespace popnorm::cuda {
 
+// Whether this compilation is for a device before sm_80, whose code takes a few more registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+inline constexpr bool kBeforeSm80 = true;
+#else
+inline constexpr bool kBeforeSm80 = false;
+#endif
+
 // The upper half of a product of 128 bits.
 POPNORM_INLINE std::uint64_t multiply_high(std::uint64_t a, std::uint64_t b) {
 #ifdef __CUDA_ARCH__

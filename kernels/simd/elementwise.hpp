@@ -308,8 +308,10 @@ POPNORM_INLINE void sweep(const Walk& walk, Stores stores) {
       return sweep<Stores::ordinary>(walk);
     case Stores::streaming:
       return sweep<Stores::streaming>(walk);
-    case Stores::streaming_pages:
-      return sweep < kWideTier ? Stores::streaming_pages : Stores::streaming > (walk);
+    case Stores::streaming_pages: {
+      constexpr Stores kPages = kWideTier ? Stores::streaming_pages : Stores::streaming;
+      return sweep<kPages>(walk);
+    }
   }
 }
 
