@@ -210,16 +210,18 @@ typedef enum popnorm_backend {
    * can be made for one; else cpu, as where the module that could tell is not installed. POPNORM_VERBOSE=dispatch tells. */
   POPNORM_BACKEND_AUTO = 0,
   POPNORM_CPU = 1,
-  /* NVIDIA GPUs of compute capability 7.5 or later, by the module libpopnorm_cuda.so beside this library. A request never falls
-   * back: UNSUPPORTED names what is missing, the module, a driver, a device, a recent enough one or kernels for it. Plans are for
-   * the device that is current when they are made; `stream` is a cudaStream_t. Every pointer of a run entry (tensors, parameters, labels,
-   * weights, workspace, reserve, populations, moments; not the structs, nor the list of parts) is memory of that device, or
-   * managed: host memory is INVALID. Entries only enqueue kernels on the stream: no allocation, no copy, no wait. What arrays
-   * hold is checked by nobody before a launch: labels and weights that the CPU would refuse are reported by
-   * popnorm_batch.device_status; no header of a reserve or population is compared; popnorm_population_* take host memory. In
-   * backward_apply, sums that are null although statistics are not given make dx NaN. Bits are the same from run to run and by
-   * whichever way POPNORM_CUDA_POLICY names (popnorm_plan_info.policy), not those of the CPU. Not served (UNSUPPORTED): second
-   * derivatives; combine of more than 128 parts where moments is one of those beyond; `executor` is INVALID, `isa`, `schedule` and `stores` say nothing. */
+  /* NVIDIA GPUs of compute capability 7.5 or later, by the module libpopnorm_cuda.so beside this library. A request
+   * never falls back: UNSUPPORTED names what is missing, the module, a driver, a device, a recent enough one or
+   * kernels for it. Plans are for the device that is current when they are made; `stream` is a cudaStream_t. Every
+   * pointer of a run entry (tensors, parameters, labels, weights, workspace, reserve, populations, moments; not the
+   * structs, nor the list of parts) is memory of that device, or managed: host memory is INVALID. Entries only
+   * enqueue kernels on the stream: no allocation, no copy, no wait. What arrays hold is checked by nobody before a
+   * launch: labels and weights that the CPU would refuse are reported by popnorm_batch.device_status; no header of a
+   * reserve or population is compared; popnorm_population_* take host memory. In backward_apply, sums that are null
+   * although statistics are not given make dx NaN. Bits are the same from run to run and by whichever way
+   * POPNORM_CUDA_POLICY names (popnorm_plan_info.policy), not those of the CPU. Not served (UNSUPPORTED): second
+   * derivatives; combine of more than 128 parts where moments is one of those beyond; `executor` is INVALID, `isa`,
+   * `schedule` and `stores` say nothing. */
   POPNORM_CUDA = 2
 } popnorm_backend;
 
@@ -531,12 +533,12 @@ typedef struct popnorm_forward_args {
         POPNORM_UPDATE_INIT, NULL, NULL, {NULL, NULL, NULL}, NULL, 0, NULL, 0, NULL                \
   }
 
-/* INVALID: null x or y (for a non-empty batch); null workspace; unknown enum values; a residual that the problem does not
- * add, or none where it does; overlap (see Aliasing); unaligned base pointers; workspace or
- * reserve too small; labels or weights that the problem has not, missing ones, ones out of range; momentum or share outside
- * [0, 1], renorm_r < 1, renorm_d < 0; given statistics with BATCH, missing with another source; an update or moments with
- * GIVEN; a group that feeds two slots, with an update, BLEND or RENORM; a corrupted or foreign population, or one with
- * another slot or channel count. */
+/* INVALID: null x or y (for a non-empty batch); null workspace; unknown enum values; a residual that the problem
+ * does not add, or none where it does; overlap (see Aliasing); unaligned base pointers; workspace or reserve too
+ * small; labels or weights that the problem has not, missing ones, ones out of range; momentum or share outside [0,
+ * 1], renorm_r < 1, renorm_d < 0; given statistics with BATCH, missing with another source; an update or moments
+ * with GIVEN; a group that feeds two slots, with an update, BLEND or RENORM; a corrupted or foreign population, or
+ * one with another slot or channel count. */
 POPNORM_API popnorm_status popnorm_forward(const popnorm_plan* plan, const popnorm_forward_args* args, void* stream);
 
 /* Any subset of dx, dscale, dshift, dresidual. dresidual is the gradient of what was activated, of which all others are
