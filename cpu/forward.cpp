@@ -249,7 +249,7 @@ struct Forward {
                                choice},
                               activation_of(p)};
       if (p.adds_residual) args.residual = f.samples.input(f.residual, p.residual, n, box.s0, c.begin, 0);
-      args.mask = f.samples.mask<Output>(f.mask, n, box.s0, c.begin);
+      args.mask = f.samples.template mask<Output>(f.mask, n, box.s0, c.begin);
       if (f.samples.weighted())
         f.kernels.weighted_normalize({args, f.samples.weights(n, box.s0)});
       else if (p.fused())

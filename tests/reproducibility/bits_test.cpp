@@ -214,7 +214,7 @@ TEST(GoldenBits, OfMapsAreThoseOfTheNumericsVersion) {
        {.group = {POPNORM_CONTIGUOUS, 7}, .affine = {POPNORM_LABELS, 2}},
        POPNORM_F32,
        false,
-       168,
+       56,
        64,
        196},
       {"relu", {.activation = POPNORM_RELU}},
