@@ -209,10 +209,10 @@ TEST(GoldenBits, OfMapsAreThoseOfTheNumericsVersion) {
       {"blend", {.group = kFours, .slot = kFours, .statistics = POPNORM_BLEND}},
       {"renorm", {.group = kThree, .affine = kFours, .statistics = POPNORM_RENORM}},
       {"given", {.slot = kThree, .affine = kThree, .statistics = POPNORM_GIVEN}, POPNORM_F16},
-      // Groups in several waves of the columns form, whose end decides which samples of a scale share a tile.
+      // How many groups are in flight decides which samples of a scale share a tile; that shows in double.
       {"labelled scales",
        {.group = {POPNORM_CONTIGUOUS, 7}, .affine = {POPNORM_LABELS, 2}},
-       POPNORM_F32,
+       POPNORM_F64,
        false,
        56,
        64,
