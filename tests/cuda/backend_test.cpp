@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -487,22 +488,24 @@ TEST(CudaBackend, CombineWritesNothingWhereItRefusesAnAlias) {
 
 // Samples so far apart that offsets need 64 bits, of which a few elements are there.
 TEST(CudaBackend, ReachesBeyond32Bits) {
-  constexpr std::int64_t n = 3, c = 2, s = 21, stride = (std::int64_t{1} << 30) + 3;
+  constexpr std::int64_t n = 3, c = 2, s = 21, stride = (std::int64_t{1} << 31) + 3;
   popnorm_problem problem = popnorm::problem_nchw(n, c, s);
+  problem.storage = POPNORM_BF16;  // half of the address space
   popnorm_problem dense = problem;
   for (popnorm_strides* strides : {&problem.x, &problem.y, &problem.dy, &problem.dx}) *strides = {stride, s};
-  constexpr auto kBytes = static_cast<std::size_t>((n - 1) * stride + c * s) * sizeof(float);
+  constexpr auto kBytes = static_cast<std::size_t>((n - 1) * stride + c * s) * sizeof(std::uint16_t);
   Random random("ReachesBeyond32Bits");
-  float* far[4];
-  std::vector<float> near[4];
+  std::uint16_t* far[4];
+  std::vector<std::uint16_t> near[4];
   for (int i = 0; i < 4; ++i) {
-    far[i] = reinterpret_cast<float*>(take_pages(kBytes));
+    far[i] = reinterpret_cast<std::uint16_t*>(take_pages(kBytes));
     for (std::int64_t at = 0; at < n * c * s; ++at) {
-      near[i].push_back(static_cast<float>(random.normal()));
+      near[i].push_back(
+          static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(random.normal())) >> 16));
       far[i][at / (c * s) * stride + at % (c * s)] = near[i].back();
     }
   }
-  const auto run = [](const popnorm_problem& p, float* x, float* y, float* dy, float* dx) {
+  const auto run = [](const popnorm_problem& p, void* x, void* y, void* dy, void* dx) {
     const popnorm::plan plan(p);
     popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
     popnorm_forward_args f = popnorm::forward_args(workspace, reserve);
