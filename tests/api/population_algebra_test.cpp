@@ -822,6 +822,10 @@ TEST(Populations, OfAnotherShapeCannotBeJoined) {
       refused(popnorm_population_subtract(p.data(), p.size(), p.data(), p.size()), POPNORM_INVALID, {"overlap"}));
   EXPECT_TRUE(
       refused(popnorm_population_standard_error(p.data(), p.size(), nullptr), POPNORM_INVALID, {"error", "null"}));
+  alignas(double) std::byte room[64 * sizeof(double)];
+  auto* const between = reinterpret_cast<double*>(room + 4);
+  EXPECT_TRUE(
+      refused(popnorm_population_standard_error(p.data(), p.size(), between), POPNORM_INVALID, {"error", "aligned"}));
   auto* inside = reinterpret_cast<double*>(static_cast<std::byte*>(p.data()) + p.size() - 8);
   EXPECT_TRUE(refused(popnorm_population_standard_error(p.data(), p.size(), inside), POPNORM_INVALID, {"overlap"}));
   EXPECT_TRUE(same(p, before));
