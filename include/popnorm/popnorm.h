@@ -465,7 +465,7 @@ typedef enum popnorm_statistics {
   POPNORM_BLEND = 2,
   /* Batch renormalization (Ioffe 2017): xhat = r*(x-m_b)/s_b + d with s = sqrt(variance + epsilon),
    *   r = s_b/s_g clipped to [1/renorm_r, renorm_r], d = (m_b-m_g)/s_g clipped to [-renorm_d, renorm_d],
-   * both constants in backward. */
+   * both constants in backward. y is exactly shift where s_b is 0, and where s_g is and renorm_r is infinite. */
   POPNORM_RENORM = 3
 } popnorm_statistics;
 

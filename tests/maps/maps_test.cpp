@@ -2,6 +2,9 @@
 // group; the same bits by every route; groups that know nothing of one another.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
+
 #include "maps/case.hpp"
 #include "support/executors.hpp"
 
@@ -341,6 +344,41 @@ TEST(Populations, MayBeFedByTheCallThatTheyNormalize) {
     EXPECT_NE(running_mean[0], mean) << "nothing was fed";
     EXPECT_EQ(population[0].serialize(), population[1].serialize());
     EXPECT_NE(population[0].serialize(), before.serialize()) << "nothing was fed";
+  }
+}
+
+// Without epsilon and without a bound on r: xhat is r*(x-m_b)/s_b + d with r = s_b/s_g, where s_g is 0 in every other channel.
+TEST(Renormalization, ByConstantChannelsWithoutABoundIsShift) {
+  constexpr std::int64_t n = 6, c = 4, s = 5;
+  Random random("constant channels");
+  std::vector<float> x(n * c * s), dy(x.size()), y(x.size()), dx(x.size());
+  for (std::vector<float>* data : {&x, &dy})
+    for (float& value : *data) value = static_cast<float>(random.normal());
+  const std::vector<float> mean(c, 3.f), variance{0.f, 2.f, 0.f, 2.f}, scale(c, 1.5f), shift{1.f, 2.f, 3.f, 4.f};
+  for (const bool bounded : {false, true}) {
+    const popnorm::plan plan(popnorm::problem_nhwc(n, c, s, 0));
+    popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
+    popnorm_forward_args f = popnorm::forward_args(workspace, reserve);
+    f.x = x.data();
+    f.y = y.data();
+    f.scale = scale.data();
+    f.shift = shift.data();
+    f.source.statistics = POPNORM_RENORM;
+    f.source.mean = mean.data();
+    f.source.variance = variance.data();
+    f.source.renorm_r = bounded ? 3 : std::numeric_limits<double>::infinity();
+    plan.forward(f);
+    popnorm_backward_args b = popnorm::backward_args(workspace, reserve);
+    b.x = x.data();
+    b.dy = dy.data();
+    b.dx = dx.data();
+    plan.backward(b);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const bool constant = !bounded && variance[i % c] == 0;
+      ASSERT_TRUE(std::isfinite(y[i]) && std::isfinite(dx[i])) << i;
+      ASSERT_EQ(constant, y[i] == shift[i % c]) << i;
+      ASSERT_EQ(constant, dx[i] == 0) << i;
+    }
   }
 }
 
