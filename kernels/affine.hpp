@@ -83,7 +83,7 @@ POPNORM_INLINE Statistics renormalized_statistics(const Moments& batch, const Me
   const double r = clamped(given_invstd / s.invstd, 1 / r_max, r_max);
   const double d = clamped((batch.mean - given.mean) * given_invstd, -d_max, d_max);
   const double invstd = r * s.invstd;
-  if (invstd == 0) return {batch.mean, s.variance, 0, batch.weight};  // so where the given channel is, and r has no bound
+  if (invstd == 0) return {batch.mean, s.variance, 0, batch.weight};  // the given channel is constant
   return {batch.mean - d / invstd, s.variance, invstd, batch.weight, d, 1 / (r * r)};
 }
 
