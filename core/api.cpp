@@ -7,7 +7,6 @@
 #include "core/error.hpp"
 #include "core/fold.hpp"
 #include "core/guard.hpp"
-#include "core/log.hpp"
 #include "core/plan.hpp"
 #include "core/population.hpp"
 #include "core/registry.hpp"
@@ -21,17 +20,13 @@ constexpr std::int32_t kNumericsVersion = 3;
 
 template <class Args>
 popnorm_status run(const char* operation, const popnorm_plan* plan, const Args* from, void* stream,
-                   popnorm_status (*Backend::*entry)(const Plan&, const Args&, void*)) noexcept {
-  return guarded(operation, [&] {
+                   popnorm_status (*Backend::*implementation)(const Plan&, const Args&, void*)) noexcept {
+  return entry(operation, plan, [&] {
     if (plan == nullptr) return fail(POPNORM_INVALID, "%s: plan is null", operation);
     Args args;
     if (const popnorm_status status = read_struct(operation, from, args); status != POPNORM_SUCCESS) return status;
     if (const popnorm_status status = validate(*plan, args); status != POPNORM_SUCCESS) return status;
-    if (!log_calls()) return (plan->backend->*entry)(*plan, args, stream);
-    const double start = log_clock();
-    const popnorm_status status = (plan->backend->*entry)(*plan, args, stream);
-    log_call(operation, *plan, status, log_clock() - start);
-    return status;
+    return (plan->backend->*implementation)(*plan, args, stream);
   });
 }
 
@@ -83,7 +78,7 @@ int32_t popnorm_backend_available(popnorm_backend backend) {
 
 popnorm_status popnorm_plan_create(const popnorm_problem* problem, const popnorm_options* options,
                                    popnorm_plan** plan) {
-  return guarded("plan", [&] {
+  return entry("plan", nullptr, [&] {
     if (plan == nullptr) return fail(POPNORM_INVALID, "plan: the plan to write is null");
     *plan = nullptr;
     popnorm_plan made;
@@ -146,7 +141,7 @@ popnorm_status popnorm_double_backward(const popnorm_plan* plan, const popnorm_d
 }
 
 popnorm_status popnorm_fold(const popnorm_fold_args* from) {
-  return guarded("fold", [&] {
+  return entry("fold", nullptr, [&] {
     popnorm_fold_args args;
     if (const popnorm_status status = read_struct("fold", from, args); status != POPNORM_SUCCESS) return status;
     if (const popnorm_status status = validate_fold(args); status != POPNORM_SUCCESS) return status;
@@ -156,7 +151,7 @@ popnorm_status popnorm_fold(const popnorm_fold_args* from) {
 }
 
 popnorm_status popnorm_population_feed(void* population, size_t bytes, const popnorm_population_feed_args* from) {
-  return guarded("population_feed", [&] {
+  return entry("population_feed", nullptr, [&] {
     popnorm_population_feed_args args;
     if (const popnorm_status status = read_struct("population_feed", from, args); status != POPNORM_SUCCESS)
       return status;
@@ -170,7 +165,7 @@ popnorm_status popnorm_population_feed(void* population, size_t bytes, const pop
 
 popnorm_status popnorm_population_finalize(const void* population, size_t bytes,
                                            const popnorm_population_finalize_args* from) {
-  return guarded("population_finalize", [&] {
+  return entry("population_finalize", nullptr, [&] {
     popnorm_population_finalize_args args;
     if (const popnorm_status status = read_struct("population_finalize", from, args); status != POPNORM_SUCCESS)
       return status;

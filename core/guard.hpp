@@ -1,4 +1,4 @@
-// What every entry of the C ABI runs under.
+// What every entry of the C ABI runs under, and is logged by.
 #ifndef POPNORM_CORE_GUARD_HPP
 #define POPNORM_CORE_GUARD_HPP
 
@@ -9,6 +9,7 @@
 
 #include "core/error.hpp"
 #include "core/fp_environment.hpp"
+#include "core/log.hpp"
 
 namespace popnorm {
 
@@ -26,6 +27,16 @@ popnorm_status guarded(const char* operation, Body&& body) noexcept {
   } catch (...) {
     return fail(POPNORM_INTERNAL, "%s: the executor threw an unknown exception", operation);
   }
+}
+
+// An entry that does something, rather than answer a question: refused or not, it is a line of the log. `plan` may be null.
+template <class Body>
+popnorm_status entry(const char* operation, const Plan* plan, Body&& body) noexcept {
+  if (!log_calls()) return guarded(operation, body);
+  const double start = log_clock();
+  const popnorm_status status = guarded(operation, body);
+  log_call(operation, plan, status, log_clock() - start);
+  return status;
 }
 
 }  // namespace popnorm

@@ -27,11 +27,16 @@ double log_clock() {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-void log_call(const char* operation, const Plan& plan, popnorm_status status, double milliseconds) {
-  const Problem& p = plan.problem;
-  std::fprintf(stderr, "popnorm,%s,%s,%s,%s,%s_%s_n%lld_c%lld_s%lld,%s,%.4f\n", POPNORM_VERSION_STRING,
-               plan.backend->name, plan.isa, operation, p.layout == POPNORM_NCHW ? "nchw" : "nhwc", name_of(p.storage),
-               static_cast<long long>(p.n), static_cast<long long>(p.c), static_cast<long long>(p.s),
+void log_call(const char* operation, const Plan* plan, popnorm_status status, double milliseconds) {
+  char shape[96] = "";
+  if (plan != nullptr) {
+    const Problem& p = plan->problem;
+    std::snprintf(shape, sizeof(shape), "%s_%s_n%lld_c%lld_s%lld", p.layout == POPNORM_NCHW ? "nchw" : "nhwc",
+                  name_of(p.storage), static_cast<long long>(p.n), static_cast<long long>(p.c),
+                  static_cast<long long>(p.s));
+  }
+  std::fprintf(stderr, "popnorm,%s,%s,%s,%s,%s,%s,%.4f\n", POPNORM_VERSION_STRING,
+               plan != nullptr ? plan->backend->name : "", plan != nullptr ? plan->isa : "", operation, shape,
                popnorm_status_string(status), milliseconds);
 }
 

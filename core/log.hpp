@@ -1,4 +1,4 @@
-// POPNORM_VERBOSE=1: one CSV line per call on standard error; =dispatch: also why implementations were chosen or
+// POPNORM_VERBOSE=1: one CSV line per call on standard error, refused ones too; =dispatch: also why implementations were chosen or
 // refused.
 #ifndef POPNORM_CORE_LOG_HPP
 #define POPNORM_CORE_LOG_HPP
@@ -15,7 +15,8 @@ bool log_dispatch();
 // Milliseconds of a monotonic clock.
 double log_clock();
 
-void log_call(const char* operation, const Plan& plan, popnorm_status status, double milliseconds);
+// `plan` is null where a call has none.
+void log_call(const char* operation, const Plan* plan, popnorm_status status, double milliseconds);
 
 [[gnu::format(printf, 1, 2)]] void log_choice(const char* format, ...);
 

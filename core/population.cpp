@@ -71,6 +71,17 @@ popnorm_status check_pair(const char* operation, const char* a_name, const void*
   return POPNORM_SUCCESS;
 }
 
+void make_empty(void* population, std::size_t bytes, std::int64_t slots, std::int64_t c) {
+  std::memset(population, 0, bytes);
+  auto& header = *static_cast<popnorm_population_header*>(population);
+  std::memcpy(header.magic, kMagic, sizeof(kMagic));
+  header.version = kVersion;
+  header.byte_order = kByteOrder;
+  header.slots = slots;
+  header.c = c;
+  header.bytes = bytes;
+}
+
 }  // namespace
 
 static_assert(sizeof(popnorm_population_header) == 128);
@@ -131,30 +142,26 @@ popnorm_status popnorm_population_size(int64_t slots, int64_t c, size_t* bytes) 
 
 popnorm_status popnorm_population_init(void* population, size_t bytes, int64_t slots, int64_t c) {
   using namespace popnorm;
-  std::size_t needed = 0;
-  if (const popnorm_status status = popnorm_population_size(slots, c, &needed); status != POPNORM_SUCCESS)
-    return status;
-  if (population == nullptr) return fail(POPNORM_INVALID, "population_init: population is null");
-  if (reinterpret_cast<std::uintptr_t>(population) % alignof(double) != 0)
-    return fail(POPNORM_INVALID, "population_init: population is not aligned to %zu bytes", alignof(double));
-  if (bytes < needed)
-    return fail(POPNORM_INVALID, "population_init: population has %zu bytes, needs %zu (popnorm_population_size)",
-                bytes, needed);
-  std::memset(population, 0, needed);
-  auto& header = *static_cast<popnorm_population_header*>(population);
-  std::memcpy(header.magic, kMagic, sizeof(kMagic));
-  header.version = kVersion;
-  header.byte_order = kByteOrder;
-  header.slots = slots;
-  header.c = c;
-  header.bytes = needed;
-  return POPNORM_SUCCESS;
+  constexpr const char* operation = "population_init";
+  return entry(operation, nullptr, [&] {
+    std::size_t needed = 0;
+    if (const popnorm_status status = popnorm_population_size(slots, c, &needed); status != POPNORM_SUCCESS)
+      return status;
+    if (population == nullptr) return fail(POPNORM_INVALID, "%s: population is null", operation);
+    if (reinterpret_cast<std::uintptr_t>(population) % alignof(double) != 0)
+      return fail(POPNORM_INVALID, "%s: population is not aligned to %zu bytes", operation, alignof(double));
+    if (bytes < needed)
+      return fail(POPNORM_INVALID, "%s: population has %zu bytes, needs %zu (popnorm_population_size)", operation,
+                  bytes, needed);
+    make_empty(population, needed, slots, c);
+    return POPNORM_SUCCESS;
+  });
 }
 
 popnorm_status popnorm_population_combine(void* target, size_t target_bytes, const void* other, size_t other_bytes) {
   using namespace popnorm;
   constexpr const char* operation = "population_combine";
-  return guarded(operation, [&] {
+  return entry(operation, nullptr, [&] {
     if (const popnorm_status status =
             check_pair(operation, "target", target, target_bytes, "other", other, other_bytes);
         status != POPNORM_SUCCESS)
@@ -182,7 +189,7 @@ popnorm_status popnorm_population_combine(void* target, size_t target_bytes, con
 popnorm_status popnorm_population_subtract(void* target, size_t target_bytes, const void* other, size_t other_bytes) {
   using namespace popnorm;
   constexpr const char* operation = "population_subtract";
-  return guarded(operation, [&] {
+  return entry(operation, nullptr, [&] {
     if (const popnorm_status status =
             check_pair(operation, "target", target, target_bytes, "other", other, other_bytes);
         status != POPNORM_SUCCESS)
@@ -228,14 +235,17 @@ popnorm_status popnorm_population_subtract(void* target, size_t target_bytes, co
 popnorm_status popnorm_population_decay(void* population, size_t bytes, double factor) {
   using namespace popnorm;
   constexpr const char* operation = "population_decay";
-  return guarded(operation, [&] {
+  return entry(operation, nullptr, [&] {
     if (const popnorm_status status = check_population(operation, "population", population, bytes);
         status != POPNORM_SUCCESS)
       return status;
     if (!(factor >= 0 && factor <= 1))
       return fail(POPNORM_INVALID, "%s: factor is %g, must be in [0, 1]", operation, factor);
-    popnorm_population_header& header = header_of(population);
-    if (factor == 0) return popnorm_population_init(population, bytes, header.slots, header.c);
+    if (factor == 0) {
+      const popnorm_population_header header = header_of(population);
+      make_empty(population, header.bytes, header.slots, header.c);
+      return POPNORM_SUCCESS;
+    }
     const PopulationArrays<double> a = arrays_of(population);
     for (std::int64_t i = 0; i < entries_of(population); ++i)
       for (double* weighted : {a.weight, a.m2, a.m2_within, a.var_sum, a.var_weight}) weighted[i] *= factor;
@@ -246,7 +256,7 @@ popnorm_status popnorm_population_decay(void* population, size_t bytes, double f
 popnorm_status popnorm_population_standard_error(const void* population, size_t bytes, double* error) {
   using namespace popnorm;
   constexpr const char* operation = "population_standard_error";
-  return guarded(operation, [&] {
+  return entry(operation, nullptr, [&] {
     if (const popnorm_status status = check_population(operation, "population", population, bytes);
         status != POPNORM_SUCCESS)
       return status;
@@ -271,7 +281,7 @@ popnorm_status popnorm_population_drift(const void* population, size_t bytes, co
                                         size_t reference_bytes, popnorm_drift* drift) {
   using namespace popnorm;
   constexpr const char* operation = "population_drift";
-  return guarded(operation, [&] {
+  return entry(operation, nullptr, [&] {
     popnorm_drift d;
     if (const popnorm_status status = read_struct(operation, drift, d); status != POPNORM_SUCCESS) return status;
     if (const popnorm_status status =
@@ -310,7 +320,7 @@ popnorm_status popnorm_population_drift(const void* population, size_t bytes, co
 popnorm_status popnorm_population_serialize(const void* population, size_t bytes, void* to, size_t to_bytes) {
   using namespace popnorm;
   constexpr const char* operation = "population_serialize";
-  return guarded(operation, [&] {
+  return entry(operation, nullptr, [&] {
     if (const popnorm_status status = check_population(operation, "population", population, bytes);
         status != POPNORM_SUCCESS)
       return status;
@@ -332,7 +342,7 @@ popnorm_status popnorm_population_serialize(const void* population, size_t bytes
 popnorm_status popnorm_population_deserialize(const void* from, size_t from_bytes, void* population, size_t bytes) {
   using namespace popnorm;
   constexpr const char* operation = "population_deserialize";
-  return guarded(operation, [&] {
+  return entry(operation, nullptr, [&] {
     if (from == nullptr) return fail(POPNORM_INVALID, "%s: from is null", operation);
     if (population == nullptr || reinterpret_cast<std::uintptr_t>(population) % alignof(double) != 0)
       return fail(POPNORM_INVALID, "%s: population is at address %p, must be aligned to %zu bytes", operation,

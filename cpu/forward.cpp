@@ -98,15 +98,20 @@ void put_affine(const Problem& p, const void* scale, const void* shift, const Re
     }
 }
 
+// A call that fails on its way leaves none that backward takes.
+void invalidate(void* reserve) {
+  if (reserve != nullptr) std::memset(reserve, 0, sizeof(ReserveHeader));
+}
+
 void put_header(const Problem& p, void* reserve, popnorm_statistics statistics, std::uint64_t labels) {
   if (reserve == nullptr) return;
   const ReserveHeader header = make_reserve_header(p, statistics, labels);
   std::memcpy(reserve, &header, sizeof(header));
 }
 
-// The mask is complete.
-void put_masked(const Problem& p, void* reserve) {
-  if (p.masked()) static_cast<ReserveHeader*>(reserve)->masked = 1;
+// Whether the mask is complete.
+void put_masked(const Problem& p, void* reserve, bool masked) {
+  if (p.masked()) static_cast<ReserveHeader*>(reserve)->masked = masked ? 1 : 0;
 }
 
 // What slots have been fed: after all channels are known, since a population takes a batch whole or not at all.
@@ -365,6 +370,7 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* /*
     const ForwardSpace<T> space(arena, p, rows, reduces);
     const Saved<T> saved{reserve_arrays<T>(static_cast<std::byte*>(a.reserve), p, statistics), a.saved_mean,
                          a.saved_invstd};
+    invalidate(a.reserve);
     if (reduces) clear_fed(p, space.fed);
     for (std::int64_t i = 0; i < rows.waves(); ++i) {
       const Wave wave = rows.wave(p, i);
@@ -390,7 +396,7 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* /*
     }
     put_affine(p, a.scale, a.shift, saved.reserve, {0, p.c});
     put_header(p, a.reserve, statistics, a.reserve != nullptr ? labels_of(p, statistics, a.batch) : 0);
-    if (a.reserve != nullptr) put_masked(p, a.reserve);
+    if (a.reserve != nullptr) put_masked(p, a.reserve, true);
     if (reduces) publish_update(p, a.update, fed_moments(space.fed));
     return POPNORM_SUCCESS;
   });
@@ -525,6 +531,7 @@ popnorm_status normalize(const Plan& plan, const popnorm_normalize_args& a, void
     const Rows& rows = rows_of(plan, statistics);
     Arena arena(a.workspace);
     const ForwardSpace<T> space(arena, p, rows, false);
+    put_masked(p, a.reserve, false);
     for (std::int64_t i = 0; i < rows.waves(); ++i) {
       const Wave wave = rows.wave(p, i);
       const Samples samples(plan, a.batch, statistics, wave, space.cells);
@@ -538,7 +545,7 @@ popnorm_status normalize(const Plan& plan, const popnorm_normalize_args& a, void
       const Stages stages{&f, 0, nullptr, NormalizeOnly<T>::fold, Forward<T>::apply};
       if (const popnorm_status status = run("normalize", plan, at, stages); status != POPNORM_SUCCESS) return status;
     }
-    put_masked(p, a.reserve);
+    put_masked(p, a.reserve, true);
     return POPNORM_SUCCESS;
   });
 }

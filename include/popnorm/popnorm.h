@@ -29,8 +29,9 @@
  *            output; overlap is found and refused (POPNORM_INVALID).
  *
  * Errors.    Every entry returns a status. On POPNORM_INVALID and POPNORM_UNSUPPORTED nothing was written to the caller's
- *            buffers; otherwise, but for POPNORM_SUCCESS, outputs are incomplete. popnorm_last_error() says which subject had
- *            which value, the rule it broke, and the remedy.
+ *            buffers; otherwise, but for POPNORM_SUCCESS, outputs are incomplete, and on the CPU a reserve that was being written
+ *            is refused by what reads it. popnorm_last_error() says which subject had which value, the rule it broke, and the
+ *            remedy.
  *            POPNORM_INVALID: the call can never be right. POPNORM_UNSUPPORTED: a sensible call that this version,
  *            build or machine does not serve.
  *

@@ -35,7 +35,7 @@ const ChildRole kMakeBaselinePlan("make_baseline_plan", [] {
   return 0;
 });
 
-// A forward that succeeds, a backward, and a forward that is refused.
+// A forward that succeeds, a backward, a forward that is refused, and calls without a plan.
 const ChildRole kRunForward("run_forward", [] {
   const popnorm::plan plan(popnorm::problem_nhwc(5, 7, 11));
   popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
@@ -51,6 +51,11 @@ const ChildRole kRunForward("run_forward", [] {
   plan.backward(backward);
   args.update.momentum = 2;
   popnorm_forward(plan.get(), &args, nullptr);
+  popnorm_forward(nullptr, &args, nullptr);
+  popnorm_fold(nullptr);
+  std::vector<double> population(64);
+  popnorm_population_init(population.data(), population.size() * sizeof(double), 1, 2);
+  popnorm_population_decay(population.data(), population.size() * sizeof(double), 0);
   return 0;
 });
 
@@ -116,19 +121,30 @@ TEST(VerboseVariable, IsSilentByDefault) {
   }
 }
 
+// Backend, tier, operation, shape and status; refused calls too.
 TEST(VerboseVariable, PrintsALinePerCall) {
   const ChildResult child = run_in_child("run_forward", {{"POPNORM_VERBOSE", "1"}});
   EXPECT_EQ(child.exit_status, 0);
   EXPECT_EQ(child.out, "");
+  const std::string tier = runnable_tiers().front();
+  const std::string no_plan = ",", shape = ",nhwc_f32_n5_c7_s11,";
+  const std::vector<std::string> expected = {
+      no_plan + ",plan,,POPNORM_SUCCESS,",
+      "cpu," + tier + ",forward" + shape + "POPNORM_SUCCESS,",
+      "cpu," + tier + ",backward" + shape + "POPNORM_SUCCESS,",
+      "cpu," + tier + ",forward" + shape + "POPNORM_INVALID,",
+      no_plan + ",forward,,POPNORM_INVALID,",
+      no_plan + ",fold,,POPNORM_INVALID,",
+      no_plan + ",population_init,,POPNORM_SUCCESS,",
+      no_plan + ",population_decay,,POPNORM_SUCCESS,",
+  };
   const std::vector<std::string> lines = lines_of(child.err);
-  ASSERT_GE(lines.size(), 2u) << child.err;
-  for (const std::string& line : lines) EXPECT_EQ(line.find("popnorm,"), 0u) << line;
-  EXPECT_NE(lines[0].find(",forward,"), std::string::npos) << lines[0];
-  EXPECT_NE(lines[1].find(",backward,"), std::string::npos) << lines[1];
-  for (const char* part : {"cpu", "nhwc", "f32", "n5", "c7", "s11", "POPNORM_SUCCESS"}) {
-    EXPECT_NE(lines[0].find(part), std::string::npos) << part << " in " << lines[0];
+  ASSERT_EQ(lines.size(), expected.size()) << child.err;
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    const std::string begin = std::string("popnorm,") + POPNORM_VERSION_STRING + "," + expected[i];
+    EXPECT_EQ(lines[i].substr(0, begin.size()), begin);
+    EXPECT_NE(lines[i].find_first_of("0123456789", begin.size()), std::string::npos) << "no time in " << lines[i];
   }
-  EXPECT_NE(lines[0].find(runnable_tiers().front()), std::string::npos) << lines[0];
 }
 
 TEST(VerboseVariable, ExplainsDispatch) {

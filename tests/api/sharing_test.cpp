@@ -155,5 +155,60 @@ TEST(Executor, ThatThrowsIsReported) {
                       POPNORM_INTERNAL, {"^forward:", "no threads today"}));
 }
 
+// Of a forward that did not end, the reserve is none: not that of the forward before either.
+TEST(Executor, ThatFailsLeavesNoReserve) {
+  struct Pool {
+    bool works = true;
+    static void parallel_for(void* context, std::int64_t count, void (*task)(void*, std::int64_t), void* argument) {
+      const std::int64_t end = static_cast<Pool*>(context)->works ? count : count - 1;
+      for (std::int64_t i = 0; i < end; ++i) task(argument, i);
+    }
+  } pool;
+  const Configuration k = large();
+  popnorm_executor executor = POPNORM_EXECUTOR_INIT;
+  executor.context = &pool;
+  executor.concurrency = 4;
+  executor.parallel_for = Pool::parallel_for;
+  popnorm_options options = POPNORM_OPTIONS_INIT;
+  options.executor = &executor;
+  popnorm_problem problem = popnorm::problem_nchw(k.n, k.c, k.s);
+  problem.activation = POPNORM_RELU;
+  problem.adds_residual = 1;
+  const popnorm::plan plan(problem, options);
+  popnorm::buffer space = plan.make_workspace(), reserve = plan.make_reserve();
+  std::vector<float> x(static_cast<std::size_t>(k.n * k.c * k.s), 1.0f), y(x.size()), dx(x.size()), dresidual(x.size());
+  popnorm_forward_args forward = popnorm::forward_args(space, reserve);
+  forward.x = x.data();
+  forward.residual = x.data();
+  forward.y = y.data();
+  popnorm_normalize_args normalize = POPNORM_NORMALIZE_ARGS_INIT;
+  normalize.x = x.data();
+  normalize.residual = x.data();
+  normalize.y = y.data();
+  normalize.reserve = reserve.data();
+  normalize.reserve_bytes = reserve.size();
+  normalize.workspace = space.data();
+  normalize.workspace_bytes = space.size();
+  popnorm_backward_args backward = popnorm::backward_args(space, reserve);
+  backward.x = x.data();
+  backward.dy = y.data();
+  backward.dx = dx.data();
+  backward.dresidual = dresidual.data();
+
+  ASSERT_EQ(popnorm_forward(plan.get(), &forward, nullptr), POPNORM_SUCCESS) << popnorm_last_error();
+  ASSERT_EQ(popnorm_backward(plan.get(), &backward, nullptr), POPNORM_SUCCESS) << popnorm_last_error();
+  pool.works = false;
+  ASSERT_EQ(popnorm_normalize(plan.get(), &normalize, nullptr), POPNORM_INTERNAL);
+  pool.works = true;
+  EXPECT_TRUE(refused(popnorm_backward(plan.get(), &backward, nullptr), POPNORM_INVALID, {"^backward:", "normalize"}));
+  ASSERT_EQ(popnorm_normalize(plan.get(), &normalize, nullptr), POPNORM_SUCCESS) << popnorm_last_error();
+  EXPECT_EQ(popnorm_backward(plan.get(), &backward, nullptr), POPNORM_SUCCESS) << popnorm_last_error();
+  pool.works = false;
+  ASSERT_EQ(popnorm_forward(plan.get(), &forward, nullptr), POPNORM_INTERNAL);
+  pool.works = true;
+  EXPECT_TRUE(refused(popnorm_backward(plan.get(), &backward, nullptr), POPNORM_INVALID, {"^backward:", "reserve"}));
+  EXPECT_TRUE(refused(popnorm_normalize(plan.get(), &normalize, nullptr), POPNORM_INVALID, {"^normalize:", "reserve"}));
+}
+
 }  // namespace
 }  // namespace popnorm_test
