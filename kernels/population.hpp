@@ -46,32 +46,34 @@ POPNORM_INLINE void feed_entry(const PopulationArrays<double>& a, std::int64_t i
                                const Moments& batch) {
   const Moments before{a.weight[i], a.mean[i], a.m2[i]};
   Moments after;
-  double kept;   // factor on what has been accumulated
-  double added;  // weight of this batch in the averages of batch variances
+  // The sums of batch variances are in units of the population's weight, so that whatever fed them, they can be pooled.
+  double share = 0;    // of this batch in averages of batches
+  double rescale = 1;  // how the weight of what has been accumulated changes
+  double added;        // weight of this batch's variance
   double within;
   if (feed == POPNORM_FEED_MERGE) {
     after = combine(before, batch);
-    kept = 1;
     added = batch.weight;
     within = a.m2_within[i] + batch.m2;
   } else {
-    const double share = before.weight == 0 ? 1 : feed == POPNORM_FEED_CUMULATIVE ? 1 / (a.batches[i] + 1) : momentum;
+    share = before.weight == 0 ? 1 : feed == POPNORM_FEED_CUMULATIVE ? 1 / (a.batches[i] + 1) : momentum;
     after = share == 1 ? batch : mix(before, batch, share);
-    kept = 1 - share;
-    added = share;
+    rescale = before.weight == 0 ? 0 : after.weight / before.weight;
+    added = share * after.weight;
     // Within-batch variance is averaged like the mean; kept as an m2 of the population's weight.
     const double average =
         (1 - share) * biased_variance({before.weight, 0, a.m2_within[i]}) + share * biased_variance(batch);
     within = average * after.weight;
   }
+  // A batch of one element has no unbiased variance and takes no share.
+  const bool varies = batch.weight > 1;
+  const double kept = varies ? (1 - share) * rescale : rescale;
   a.weight[i] = after.weight;
   a.mean[i] = after.mean;
   a.m2[i] = after.m2;
   a.m2_within[i] = within;
-  if (batch.weight > 1) {
-    a.var_sum[i] = kept * a.var_sum[i] + added * unbiased_variance(batch);
-    a.var_weight[i] = kept * a.var_weight[i] + added;
-  }
+  a.var_sum[i] = kept * a.var_sum[i] + (varies ? added * unbiased_variance(batch) : 0);
+  a.var_weight[i] = kept * a.var_weight[i] + (varies ? added : 0);
   a.batches[i] += 1;
 }
 

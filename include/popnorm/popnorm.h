@@ -321,7 +321,7 @@ POPNORM_API popnorm_status popnorm_plan_query(const popnorm_plan* plan, popnorm_
  *   popnorm_population_header, then 8 arrays of double[slots][c]:
  *   weight, mean, m2     pooled moments of everything fed (m2/weight is the variance of the whole)
  *   m2_within            the part of m2 that lies inside batches
- *   var_sum, var_weight  weighted sum of unbiased batch variances, and its weights
+ *   var_sum, var_weight  weighted sum of unbiased batch variances, and its weights: the part of `weight` that has a variance
  *   batches, nonfinite   how many batches were taken, and how many had non-finite moments in this channel
  * It may be copied with memcpy; popnorm_population_serialize makes bytes that any machine can read back. A copy kept before
  * an update rolls it back. */

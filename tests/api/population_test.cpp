@@ -97,6 +97,49 @@ TEST(Population, MergeDoesNotSeeTheSplit) {
   }
 }
 
+// The mean of batch variances, too, counts what averages have fed by its effective number of elements: whatever comes next, a
+// merge, another average or another population.
+TEST(Population, MeanOfBatchVariancesIsByWeightWhateverFedIt) {
+  Random random("MeanOfBatchVariancesIsByWeightWhateverFedIt");
+  const auto variance_of = [](const Batch& b) { return static_cast<Real>(b.m2[0]) / (b.weight[0] - 1); };
+  const auto mean_of_variances = [](const popnorm::population& p) {
+    return finalized(p, POPNORM_MEAN_OF_BATCH_VARIANCES).variance[0];
+  };
+  for (const popnorm_feed average : {POPNORM_FEED_EMA, POPNORM_FEED_CUMULATIVE}) {
+    SCOPED_TRACE(average);
+    popnorm::population averaged(1, 1);
+    Real mean = 0, weight = 0;
+    for (int step = 0; step < 4; ++step) {
+      const Batch b = drawn(random, 1, 10.0 * (step + 1));
+      const Real share = step == 0 ? 1 : average == POPNORM_FEED_EMA ? 0.25L : 1.0L / (step + 1);
+      mean = (1 - share) * mean + share * variance_of(b);
+      weight = (1 - share) * weight + share * b.weight[0];
+      feed(averaged, b, average, 0.25);
+    }
+    expect_close(mean_of_variances(averaged), mean, 64);
+
+    const Batch one = {{1}, {3}, {0}};  // has no variance
+    const Batch next = drawn(random, 1, 70);
+    popnorm::population then_merged = averaged.copy();
+    feed(then_merged, next, POPNORM_FEED_MERGE);
+    feed(then_merged, one, POPNORM_FEED_MERGE);
+    expect_close(mean_of_variances(then_merged), (weight * mean + 70 * variance_of(next)) / (weight + 70), 64);
+
+    popnorm::population merged_first(1, 1);
+    feed(merged_first, next, POPNORM_FEED_MERGE);
+    popnorm::population pooled = averaged.copy();
+    pooled.combine(merged_first);
+    expect_close(mean_of_variances(pooled), (weight * mean + 70 * variance_of(next)) / (weight + 70), 64);
+
+    const Batch last = drawn(random, 1, 20);
+    feed(merged_first, one, average, 0.25);
+    expect_close(mean_of_variances(merged_first), variance_of(next), 64);
+    feed(merged_first, last, average, 0.25);
+    const Real share = average == POPNORM_FEED_EMA ? 0.25L : 1.0L / 3;
+    expect_close(mean_of_variances(merged_first), (1 - share) * variance_of(next) + share * variance_of(last), 64);
+  }
+}
+
 // EMA: the distribution (1-m)*P + m*B, so that mean and weight are averaged, and the variance is that of the mixture.
 TEST(Population, EmaMixesDistributions) {
   Random random("EmaMixesDistributions");
