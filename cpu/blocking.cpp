@@ -112,7 +112,7 @@ const Machine& this_machine() {
       found.llc_share = found.far_llc ? 2 * found.l2 : kLargestLlcShare;
       found.llc = std::min(llc, found.llc_share * threads);
     }
-    found.page_streams = is_intel();
+    found.four_streams = is_intel();
     return found;
   }();
   return machine;
@@ -156,7 +156,7 @@ Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& wor
   const std::int64_t touched = extent.all * p.c * p.s * size_of(p.storage) * (work.tensors + 1);
   const std::int64_t kept = b.rows > 0 || (b.slabs && rows) ? llc / 4 * 3 : machine.far_llc ? llc / 4 * 5 : llc;
   const bool streaming = stores == POPNORM_STORES_STREAMING || (stores == POPNORM_STORES_AUTO && touched >= kept);
-  b.stores = !streaming ? Stores::ordinary : machine.page_streams ? Stores::streaming_pages : Stores::streaming;
+  b.stores = !streaming ? Stores::ordinary : machine.four_streams ? Stores::four_streams : Stores::streaming;
 
   if (b.rows > 0) return b;
   if (b.slabs) {

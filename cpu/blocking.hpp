@@ -19,7 +19,7 @@ constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b
 struct Machine {
   std::int64_t l2 = std::int64_t{1} << 20;          // bytes per core
   std::int64_t llc = std::int64_t{32} << 20;        // bytes that all threads may count on together
-  bool page_streams = false;                        // streaming stores go faster over four pages in turn
+  bool four_streams = false;                        // streaming stores go faster to four places in turn
   std::int64_t llc_share = std::int64_t{16} << 20;  // bytes of llc that each thread may count on
   bool far_llc = false;  // ordinary stores win until input and output are a quarter more than that
 };

@@ -6,8 +6,11 @@
 // so that all but its first and last stores are whole lines. A *walk* knows which coefficients belong to an element.
 
 inline constexpr std::int64_t kLine = 64;
-inline constexpr std::int64_t kPage = 4096;
-inline constexpr std::int64_t kPageStreams = 4;
+
+// Stores::four_streams: how many places are under way, how far apart they are at most, and how far ahead each reads, in bytes.
+inline constexpr std::int64_t kStreams = 4;
+inline constexpr std::int64_t kStreamBytes = std::int64_t{256} << 10;
+inline constexpr std::int64_t kStreamAhead = 1024;
 
 template <class Op, class Body>
 POPNORM_INLINE void each_input(const Body& body) {
@@ -47,12 +50,15 @@ struct Run {
     return to_line < total ? to_line : total;
   }
 
-  template <bool streaming, class Lanes>
+  template <Stores stores, class Lanes>
   POPNORM_INLINE void vector(const Lanes& lanes, const Coefficients<Op>& k) const {
+    constexpr bool streaming = stores != Stores::ordinary;
     const std::int64_t e = lanes.e;
     Batch<T> v[Op::kInputs];
     each_input<Op>([&](auto i) __attribute__((always_inline)) {
       if (ahead[i] != 0) prefetch_to_l2(in[i] + e, ahead[i]);
+      if constexpr (stores == Stores::four_streams)
+        prefetch_to_l1(in[i] + e, kStreamAhead / static_cast<std::int64_t>(sizeof(T)));
       v[i] = load(in[i] + e);
     });
     const Batch<T> result = op.template eval<streaming>(lanes, v, k.row);
@@ -63,9 +69,9 @@ struct Run {
   }
 
   // Where the elements of the run are the bits of one row of a mask.
-  template <bool streaming>
+  template <Stores stores>
   POPNORM_INLINE void vector(std::int64_t e, const Coefficients<Op>& k) const {
-    vector<streaming>(WholeLanes<T>{e, {}, e, e + W == total}, k);
+    vector<stores>(WholeLanes<T>{e, {}, e, e + W == total}, k);
   }
 
   // Less than W elements.
@@ -110,15 +116,15 @@ class RowsWalk {
   }
 
   // Whole vectors from the cursor to `to`.
-  template <bool streaming>
+  template <Stores stores>
   POPNORM_INLINE void advance(Cursor& cursor, std::int64_t to) const {
     for (;;) {
       const std::int64_t stop = cursor.end < to ? cursor.end : to;
       for (; cursor.e + W <= stop; cursor.e += W)
-        run_.template vector<streaming>(
+        run_.template vector<stores>(
             WholeLanes<T>{cursor.e, {}, cursor.e + cursor.row * padding_, cursor.e + W == cursor.end}, cursor.here);
       if (cursor.e >= to) return;
-      cross<streaming>(cursor);
+      cross<stores>(cursor);
     }
   }
 
@@ -139,7 +145,7 @@ class RowsWalk {
 
  private:
   // The vector that reaches the end of the cursor's row, if it does not just start there, and on to the next row.
-  template <bool streaming>
+  template <Stores stores>
   POPNORM_INLINE void cross(Cursor& cursor) const {
     const std::int64_t left = cursor.end - cursor.e;
     if (W - left > length_) {  // rows shorter than a vector
@@ -157,7 +163,7 @@ class RowsWalk {
         cursor.here.row[r] = splice(left, cursor.here.row[r], next.row[r]);
       });
       const std::int64_t next_row = cursor.end + cursor.row * padding_;
-      run_.template vector<streaming>(
+      run_.template vector<stores>(
           CrossingLanes<T>{cursor.e, next_row - padding_ - left, left, next_row, W - left == length_}, cursor.here);
       cursor.e += W;
     }
@@ -198,7 +204,7 @@ class ColumnsWalk {
 
   POPNORM_INLINE Cursor at(std::int64_t e) const { return {e, e % period_}; }
 
-  template <bool streaming>
+  template <Stores stores>
   POPNORM_INLINE void advance(Cursor& cursor, std::int64_t to) const {
     std::int64_t e = cursor.e;
     std::int64_t c = cursor.channel;
@@ -208,7 +214,7 @@ class ColumnsWalk {
       for (; e < stop; e += W, c += W) {
         Coefficients<Op> k;
         each_row<Op>([&](auto r) __attribute__((always_inline)) { k.row[r] = load(rows_[r] + c); });
-        run_.template vector<streaming>(e, k);
+        run_.template vector<stores>(e, k);
       }
       if (c >= period_) c = c < 2 * period_ ? c - period_ : c % period_;
     }
@@ -268,34 +274,34 @@ class PeriodicRows {
   const Arithmetic<T>* row_[Op::kRows];
 };
 
-// The whole run. Hardware prefetchers stop at page borders: some processors read and write faster when four pages at once
-// are under way (docs/performance.md), granules of four lines from each in turn.
+// The whole run. Some processors read and write faster when four places are under way at once, far enough from one another that
+// prefetchers may follow each across pages (docs/performance.md): granules of four lines from each in turn.
 template <Stores stores, class Walk>
 POPNORM_INLINE void sweep(const Walk& walk) {
   using T = typename Walk::T;
   const std::int64_t total = walk.run().total;
   std::int64_t e = walk.run().head();
   walk.span(0, e);
-  if constexpr (stores == Stores::streaming_pages) {
+  if constexpr (stores == Stores::four_streams) {
     constexpr std::int64_t granule = 4 * kLine / static_cast<std::int64_t>(sizeof(T));
-    constexpr std::int64_t page = kPage / static_cast<std::int64_t>(sizeof(T));
-    while (total - e >= kPageStreams * 4 * granule) {
-      const std::int64_t left = (total - e) / (kPageStreams * granule) * granule;
-      const std::int64_t part = left < page ? left : page;
-      typename Walk::Cursor cursor[kPageStreams];
-      for (std::int64_t k = 0; k < kPageStreams; ++k) cursor[k] = walk.at(e + k * part);
+    constexpr std::int64_t most = kStreamBytes / static_cast<std::int64_t>(sizeof(T));
+    while (total - e >= kStreams * 4 * granule) {
+      const std::int64_t left = (total - e) / (kStreams * granule) * granule;
+      const std::int64_t part = left < most ? left : most;
+      typename Walk::Cursor cursor[kStreams];
+      for (std::int64_t k = 0; k < kStreams; ++k) cursor[k] = walk.at(e + k * part);
       for (std::int64_t i = 0; i < part; i += granule)
-        unroll<kPageStreams>([&](auto k) __attribute__((always_inline)) {
-          walk.template advance<true>(cursor[k], cursor[k].e + granule);
+        unroll<kStreams>([&](auto k) __attribute__((always_inline)) {
+          walk.template advance<stores>(cursor[k], cursor[k].e + granule);
         });
-      e += kPageStreams * part;
+      e += kStreams * part;
     }
   }
   constexpr std::int64_t W = Walk::W;
   if (e + W <= total) {
     const std::int64_t whole = e + (total - e) / W * W;
     typename Walk::Cursor cursor = walk.at(e);
-    walk.template advance<stores != Stores::ordinary>(cursor, whole);
+    walk.template advance<stores>(cursor, whole);
     e = whole;
   }
   walk.span(e, total);
@@ -308,9 +314,9 @@ POPNORM_INLINE void sweep(const Walk& walk, Stores stores) {
       return sweep<Stores::ordinary>(walk);
     case Stores::streaming:
       return sweep<Stores::streaming>(walk);
-    case Stores::streaming_pages: {
-      constexpr Stores kPages = kWideTier ? Stores::streaming_pages : Stores::streaming;
-      return sweep<kPages>(walk);
+    case Stores::four_streams: {
+      constexpr Stores kMost = kWideTier ? Stores::four_streams : Stores::streaming;
+      return sweep<kMost>(walk);
     }
   }
 }
@@ -395,7 +401,7 @@ POPNORM_INLINE void elementwise_positions(const ElementwiseArgs<Op>& args, std::
 inline constexpr std::int64_t kWideBytes = 16384;
 
 // Sample k, positions of whole vectors end to end: each coefficient is read once for four of them.
-template <bool streaming, class Op>
+template <Stores stores, class Op>
 POPNORM_INLINE void elementwise_wide(const ElementwiseArgs<Op>& args, std::int64_t k,
                                      const Arithmetic<typename Op::Type>* const* rows) {
   const Block& block = args.block;
@@ -407,7 +413,7 @@ POPNORM_INLINE void elementwise_wide(const ElementwiseArgs<Op>& args, std::int64
       Coefficients<Op> here;
       each_row<Op>([&](auto r) __attribute__((always_inline)) { here.row[r] = load(rows[r] + c); });
       unroll<4>([&](auto r)
-                    __attribute__((always_inline)) { run.template vector<streaming>(r * block.channels + c, here); });
+                    __attribute__((always_inline)) { run.template vector<stores>(r * block.channels + c, here); });
     }
   }
   if (fours < block.positions)
@@ -438,7 +444,7 @@ POPNORM_INLINE void elementwise_mixed(const ElementwiseArgs<Op>& args, PeriodicR
 }
 
 // The same, where every sample is whole vectors.
-template <bool streaming, class Op>
+template <Stores stores, class Op>
 POPNORM_INLINE void elementwise_chosen(const ElementwiseArgs<Op>& args) {
   using T = typename Op::Type;
   const std::int64_t channels = args.block.channels;
@@ -449,13 +455,13 @@ POPNORM_INLINE void elementwise_chosen(const ElementwiseArgs<Op>& args) {
     for (std::int64_t c = 0; c < channels; c += kWidth<T>) {
       Coefficients<Op> here;
       each_row<Op>([&](auto r) __attribute__((always_inline)) { here.row[r] = load(rows[r] + c); });
-      run.template vector<streaming>(k * channels + c, here);
+      run.template vector<stores>(k * channels + c, here);
     }
   }
 }
 
 // The same, where every sample is half a vector.
-template <bool streaming, class Op>
+template <Stores stores, class Op>
 POPNORM_INLINE void elementwise_chosen_pairs(const ElementwiseArgs<Op>& args) {
   using T = typename Op::Type;
   const std::int64_t channels = args.block.channels;
@@ -467,7 +473,7 @@ POPNORM_INLINE void elementwise_chosen_pairs(const ElementwiseArgs<Op>& args) {
     args.rows_of(k, 0, rows[0]);
     args.rows_of(k + 1, 0, rows[1]);
     each_row<Op>([&](auto r) __attribute__((always_inline)) { here.row[r] = load_halves(rows[0][r], rows[1][r]); });
-    run.template vector<streaming>(k * channels, here);
+    run.template vector<stores>(k * channels, here);
   }
   if (pairs == args.block.samples) return;
   args.rows_of(pairs, 0, rows[0]);
@@ -507,11 +513,11 @@ void elementwise_columns(const ElementwiseArgs<Op>& given) {
       args.samples_end_to_end(block.channels)) {
     const bool streaming = args.stores != Stores::ordinary;
     if (whole_vectors) {
-      streaming ? elementwise_chosen<true>(args) : elementwise_chosen<false>(args);
+      streaming ? elementwise_chosen<Stores::streaming>(args) : elementwise_chosen<Stores::ordinary>(args);
       return;
     }
     if (2 * block.channels == vector && aligned) {
-      streaming ? elementwise_chosen_pairs<true>(args) : elementwise_chosen_pairs<false>(args);
+      streaming ? elementwise_chosen_pairs<Stores::streaming>(args) : elementwise_chosen_pairs<Stores::ordinary>(args);
       return;
     }
     if (block.channels <= longest * static_cast<std::int64_t>(sizeof(T)) / kLine) {
@@ -528,7 +534,8 @@ void elementwise_columns(const ElementwiseArgs<Op>& given) {
     const Arithmetic<T>* rows[Op::kRows];
     args.rows_of(k, 0, rows);
     if (wide) {
-      args.stores == Stores::ordinary ? elementwise_wide<false>(args, k, rows) : elementwise_wide<true>(args, k, rows);
+      args.stores == Stores::ordinary ? elementwise_wide<Stores::ordinary>(args, k, rows)
+                                      : elementwise_wide<Stores::streaming>(args, k, rows);
     } else if (periodic) {
       if (k == 0 || (args.choice.row != nullptr && args.choice.row[k] != args.choice.row[k - 1])) {
         table.put(rows, 0, block.channels);

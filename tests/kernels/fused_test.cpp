@@ -128,7 +128,7 @@ TEST_P(FusedKernels, NormalizeAndItsMaskAreTheScalarExpressionToTheBit) {
                   << "byte " << i;
             EXPECT_TRUE(m.margins_intact());
           };
-          if (adds) expect_elements({Stores::ordinary, Stores::streaming_pages}, masked, value);
+          if (adds) expect_elements({Stores::ordinary, Stores::four_streams}, masked, value);
           expect_elements(
               {Stores::streaming}, [&](const Kernels& k, Array& y, Stores stores) { run(k, y, stores, {}); }, value);
         });
@@ -145,7 +145,7 @@ TEST_P(FusedKernels, BackwardApplyIsTheScalarExpressionToTheBit) {
             for (const std::int64_t second : {-1, 0, 1}) {
               if (second >= 0 && sign == Sign::recomputed) continue;
               expect_elements(
-                  {Stores::ordinary, second < 0 ? Stores::streaming : Stores::streaming_pages},
+                  {Stores::ordinary, second < 0 ? Stores::streaming : Stores::four_streams},
                   [&](const Kernels& k, Array& dx, Stores stores) {
                     Array dresidual(type(), x_.count(), Placement::begins_at_guard, std::max<std::int64_t>(second, 0));
                     k.fused_backward_apply({{block(), input(x_), input(dy_), output(dx), hi_.data(), invstd_.data(),

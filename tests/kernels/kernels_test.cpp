@@ -59,7 +59,7 @@ TEST_P(KernelCase, BackwardReduce) {
   });
 }
 
-const std::vector<Stores> kEveryKindOfStores = {Stores::ordinary, Stores::streaming, Stores::streaming_pages};
+const std::vector<Stores> kEveryKindOfStores = {Stores::ordinary, Stores::streaming, Stores::four_streams};
 
 TEST_P(KernelCase, NormalizeIsTheScalarExpressionToTheBit) {
   for (const bool chosen : {false, true})

@@ -104,12 +104,12 @@ TEST(Blocking, StreamsOnceInputAndOutputExceedTheLastLevelCache) {
 
 TEST(Blocking, StreamsInPagesWhereTheMachineWantsThem) {
   Machine machine = kMachine;
-  machine.page_streams = true;
+  machine.four_streams = true;
   const Problem p = problem(Form::columns, 50, 256, 3136);
   const auto stores = [&](popnorm_stores wanted) {
     return choose_blocking(p, extent(p, 2), kInference, machine, 2, POPNORM_SCHEDULE_AUTO, wanted).stores;
   };
-  EXPECT_EQ(stores(POPNORM_STORES_AUTO), Stores::streaming_pages);
+  EXPECT_EQ(stores(POPNORM_STORES_AUTO), Stores::four_streams);
   EXPECT_EQ(stores(POPNORM_STORES_ORDINARY), Stores::ordinary);
 }
 
