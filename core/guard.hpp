@@ -33,6 +33,7 @@ popnorm_status guarded(const char* operation, Body&& body) noexcept {
 template <class Body>
 popnorm_status entry(const char* operation, const Plan* plan, Body&& body) noexcept {
   if (!log_calls()) return guarded(operation, body);
+  const FpEnvironment environment;  // the log's arithmetic is no cause for traps either
   const double start = log_clock();
   const popnorm_status status = guarded(operation, body);
   log_call(operation, plan, status, log_clock() - start);

@@ -1,5 +1,5 @@
-// POPNORM_VERBOSE=1: one CSV line per call on standard error, refused ones too; =dispatch: also why implementations were chosen or
-// refused.
+// POPNORM_VERBOSE=1: one CSV line per call on standard error, refused ones too; =dispatch: also why implementations were
+// chosen or refused.
 #ifndef POPNORM_CORE_LOG_HPP
 #define POPNORM_CORE_LOG_HPP
 

@@ -55,8 +55,8 @@ struct Output {
 };
 
 // How output is written. Streaming stores are non-temporal where whole cache lines are written; the data is not read back
-// into cache. In four streams: four places in turn, each read ahead. Other threads may rely on them after a store fence, which is the
-// scheduler's.
+// into cache. In four streams: to four places in turn, each read ahead. Other threads may rely on them after a store
+// fence, which is the scheduler's.
 enum class Stores { ordinary, streaming, four_streams };
 
 // Per channel of the block: mean and m2 of x. The block is one slot: at most 2^26 positions.

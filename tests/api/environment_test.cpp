@@ -1,6 +1,7 @@
 // The environment variables, each in a process of its own: POPNORM_ISA, POPNORM_BACKEND, POPNORM_VERBOSE.
 #include <gtest/gtest.h>
 
+#include <cfenv>
 #include <cstdio>
 #include <sstream>
 #include <vector>
@@ -57,6 +58,14 @@ const ChildRole kRunForward("run_forward", [] {
   popnorm_population_init(population.data(), population.size() * sizeof(double), 1, 2);
   popnorm_population_decay(population.data(), population.size() * sizeof(double), 0);
   return 0;
+});
+
+// A call while every floating-point exception traps.
+const ChildRole kRunTrapping("run_trapping", [] {
+  feenableexcept(FE_ALL_EXCEPT);
+  const popnorm_status status = popnorm_fold(nullptr);
+  fedisableexcept(FE_ALL_EXCEPT);
+  return status == POPNORM_INVALID ? 0 : 1;
 });
 
 std::string plan_with(const char* variable, const std::string& value) {
@@ -145,6 +154,12 @@ TEST(VerboseVariable, PrintsALinePerCall) {
     EXPECT_EQ(lines[i].substr(0, begin.size()), begin);
     EXPECT_NE(lines[i].find_first_of("0123456789", begin.size()), std::string::npos) << "no time in " << lines[i];
   }
+}
+
+TEST(VerboseVariable, SpringsNoTraps) {
+  const ChildResult child = run_in_child("run_trapping", {{"POPNORM_VERBOSE", "1"}});
+  EXPECT_EQ(child.exit_status, 0);
+  EXPECT_EQ(lines_of(child.err).size(), 1u) << child.err;
 }
 
 TEST(VerboseVariable, ExplainsDispatch) {
