@@ -24,6 +24,7 @@ struct Options {
   std::string network = "resnet_50";
   std::vector<std::string> policies = {"measured", "plain"};
   std::vector<std::string> storages = {"f32", "bf16"};
+  std::vector<std::string> variants = {"none"};
   int rounds = 7;
   double seconds = 360;  // rows that would begin later are left out, and said to be
 };
@@ -81,9 +82,9 @@ void measure(Row& row, const Options& options, const DeviceBuffer& flush) {
     contenders.push_back(make_popnorm(task, memory, policy));
   }
   std::string why_not;
-  if (auto cudnn = make_cudnn(task, memory, why_not))
+  if (auto cudnn = task.variant == Variant::none ? make_cudnn(task, memory, why_not) : std::nullopt)
     contenders.push_back(*cudnn);
-  else
+  else if (!why_not.empty())
     std::fprintf(stderr, "SKIP cudnn: %s\n", why_not.c_str());
   std::vector<unsigned char> expected(task.bytes()), got(task.bytes());
   for (const GpuContender& contender : contenders) {
@@ -149,13 +150,18 @@ void report(benchmark::State& state, const std::shared_ptr<Row>& row, const std:
 void register_rows(const Options& options, const DeviceInfo& device, bool& failed) {
   const auto flush = std::make_shared<DeviceBuffer>(2 * device.l2_bytes);
   const auto begin = std::chrono::steady_clock::now();
+  std::vector<std::pair<popnorm_layout, Variant>> forms;
+  for (const popnorm_layout layout : kLayouts)
+    for (const Variant variant : kVariants)
+      if (std::ranges::find(options.variants, name_of(variant)) != options.variants.end())
+        forms.emplace_back(layout, variant);
   for (const std::string& storage : options.storages)
     for (const Layer& layer : read_layers(options.layers)) {
       if (options.network != "all" && layer.network != options.network) continue;
       for (const Operation operation : kOperations)
-        for (const popnorm_layout layout : kLayouts) {
+        for (const auto& [layout, variant] : forms) {
           const auto row = std::make_shared<Row>();
-          row->task = {operation, layout, storage_of(storage), layer};
+          row->task = {operation, layout, storage_of(storage), layer, variant};
           const auto measured = [row, options, flush, begin, &failed] {
             if (!row->times.empty() || !row->problem.empty()) return;
             const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;
@@ -175,9 +181,10 @@ void register_rows(const Options& options, const DeviceInfo& device, bool& faile
           names.emplace_back("cudnn");
           for (const bool cold : {true, false})
             for (const std::string& name : names) {
-              const std::string full = std::string(name_of(operation)) + "/" + name_of(layout) + "/" + storage + "/" +
-                                       layer.network + "/" + layer.dimensions() + "/" + (cold ? "cold" : "warm") + "/" +
-                                       name;
+              const std::string full = std::string(name_of(operation)) + (variant == Variant::none ? "" : "+") +
+                                       (variant == Variant::none ? "" : name_of(variant)) + "/" + name_of(layout) +
+                                       "/" + storage + "/" + layer.network + "/" + layer.dimensions() + "/" +
+                                       (cold ? "cold" : "warm") + "/" + name;
               benchmark::RegisterBenchmark(full.c_str(),
                                            [=](benchmark::State& state) { report(state, row, name, cold, measured); })
                   ->UseManualTime()
@@ -198,6 +205,10 @@ int run(int argc, char** argv) {
   app.add_option("--storages", options.storages, "f32, bf16, f16")
       ->delimiter(',')
       ->check(CLI::IsMember({"f32", "bf16", "f16"}));
+  app.add_option("--variants", options.variants,
+                 "none, misaligned, relu, add_relu, groups: all but the first without cuDNN")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"none", "misaligned", "relu", "add_relu", "groups"}));
   app.add_option("--rounds", options.rounds)->check(CLI::PositiveNumber);
   app.add_option("--seconds", options.seconds, "rows that would begin later are left out");
   CLI11_PARSE(app, argc, argv);

@@ -56,10 +56,27 @@ struct Run {
 
 }  // namespace
 
+const char* name_of(Variant variant) {
+  switch (variant) {
+    case Variant::none:
+      return "none";
+    case Variant::misaligned:
+      return "misaligned";
+    case Variant::relu:
+      return "relu";
+    case Variant::add_relu:
+      return "add_relu";
+    case Variant::groups:
+      return "groups";
+  }
+  return "?";
+}
+
 GpuMemory::GpuMemory(const GpuTask& task)
-    : x(task.bytes()),
-      dy(task.operation == Operation::backward ? task.bytes() : 0),
-      out(task.bytes()),
+    : x(task.bytes() + task.offset()),
+      dy(task.operation == Operation::backward ? x.size() : 0),
+      out(x.size()),
+      residual(task.variant == Variant::add_relu ? x.size() : 0),
       scale(filled(task.layer.channels(), 0.5F, 0.25F)),
       shift(filled(task.layer.channels(), -0.5F, 0.125F)),
       mean(filled(task.layer.channels(), 0.5F, 0)),
@@ -70,6 +87,7 @@ GpuMemory::GpuMemory(const GpuTask& task)
       dshift(filled(task.layer.channels(), 0, 0)) {
   x.put(normal_numbers(task, 1).data(), task.bytes());
   if (dy.size() > 0) dy.put(normal_numbers(task, 2).data(), task.bytes());
+  if (residual.size() > 0) residual.put(normal_numbers(task, 3).data(), task.bytes());
 }
 
 GpuContender make_popnorm(const GpuTask& task, const GpuMemory& memory, const std::string& policy) {
@@ -80,6 +98,10 @@ GpuContender make_popnorm(const GpuTask& task, const GpuMemory& memory, const st
   problem.layout = task.layout;
   problem.storage = task.storage;
   problem.epsilon = static_cast<double>(kGpuEpsilon);
+  if (task.variant == Variant::relu || task.variant == Variant::add_relu) problem.activation = POPNORM_RELU;
+  problem.adds_residual = task.variant == Variant::add_relu ? 1 : 0;
+  if (task.variant == Variant::groups) problem.norm_group = {POPNORM_CONTIGUOUS, 8};
+  const auto tensor = [&task](const DeviceBuffer& buffer) { return buffer.as<unsigned char>() + task.offset(); };
   popnorm_options options = POPNORM_OPTIONS_INIT;
   options.backend = POPNORM_CUDA;
   ::setenv("POPNORM_CUDA_POLICY", policy.c_str(), 1);
@@ -95,8 +117,9 @@ GpuContender make_popnorm(const GpuTask& task, const GpuMemory& memory, const st
   run->reserve = std::make_unique<DeviceBuffer>(info.reserve_bytes);
 
   popnorm_forward_args forward = POPNORM_FORWARD_ARGS_INIT;
-  forward.x = memory.x.data();
-  forward.y = memory.out.data();
+  forward.x = tensor(memory.x);
+  forward.y = tensor(memory.out);
+  if (task.variant == Variant::add_relu) forward.residual = memory.residual.data();
   forward.scale = memory.scale.data();
   forward.shift = memory.shift.data();
   forward.workspace = run->workspace->data();
@@ -119,9 +142,10 @@ GpuContender make_popnorm(const GpuTask& task, const GpuMemory& memory, const st
   }
   check(popnorm_forward(plan, &forward, nullptr));
   popnorm_backward_args backward = POPNORM_BACKWARD_ARGS_INIT;
-  backward.x = memory.x.data();
-  backward.dy = memory.dy.data();
-  backward.dx = memory.out.data();
+  backward.x = tensor(memory.x);
+  backward.dy = tensor(memory.dy);
+  backward.dx = tensor(memory.out);
+  if (task.variant == Variant::add_relu) backward.dresidual = memory.residual.data();
   backward.dscale = memory.dscale.data();
   backward.dshift = memory.dshift.data();
   backward.reserve = run->reserve->data();

@@ -1,0 +1,389 @@
+// What only a device shows: its streams run side by side and nobody waits for them, calls are captured into graphs, memory is the
+// host's or the device's, and tensors are larger than a host would fill. Run without CUDA_LAUNCH_BLOCKING (scripts/gpu-check).
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <popnorm/popnorm.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cuda/device_tensor.hpp"
+
+namespace popnorm_test {
+namespace {
+
+void must(cudaError_t status) {
+  if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
+}
+
+// Not managed: what frameworks have.
+class DeviceMemory {
+ public:
+  explicit DeviceMemory(std::size_t bytes) : bytes_(bytes) { must(cudaMalloc(&data_, bytes > 0 ? bytes : 1)); }
+  ~DeviceMemory() { cudaFree(data_); }
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+
+  [[nodiscard]] void* data() const { return data_; }
+  template <class T>
+  [[nodiscard]] T* as() const {
+    return static_cast<T*>(data_);
+  }
+  [[nodiscard]] std::size_t size() const { return bytes_; }
+  [[nodiscard]] std::vector<std::uint8_t> host() const {
+    std::vector<std::uint8_t> bytes(bytes_);
+    must(cudaMemcpy(bytes.data(), data_, bytes_, cudaMemcpyDeviceToHost));
+    return bytes;
+  }
+
+ private:
+  void* data_ = nullptr;
+  std::size_t bytes_;
+};
+
+// That the legacy stream does not wait for.
+class Stream {
+ public:
+  Stream() { must(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  ~Stream() { cudaStreamDestroy(stream_); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  [[nodiscard]] cudaStream_t get() const { return stream_; }
+  void wait() const { must(cudaStreamSynchronize(stream_)); }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+// A training step of one layer, all of whose inputs are written in its stream just before: x and dy by kernels that are slow to.
+class Step {
+ public:
+  explicit Step(const popnorm_problem& problem)
+      : problem_(problem),
+        plan_(problem, options()),
+        elements_(problem.n * problem.c * problem.s),
+        x_(bytes()),
+        dy_(bytes()),
+        y_(bytes()),
+        dx_(bytes()),
+        scale_(channels()),
+        dscale_(channels()),
+        dshift_(channels()),
+        running_(2 * channels()),
+        workspace_(plan_.info().workspace_bytes),
+        reserve_(plan_.info().reserve_bytes) {
+    const std::vector<float> ones(static_cast<std::size_t>(2 * problem.c), 1);
+    must(cudaMemcpy(running_.data(), ones.data(), running_.size(), cudaMemcpyHostToDevice));
+    must(cudaMemcpy(scale_.data(), ones.data(), scale_.size(), cudaMemcpyHostToDevice));
+    must(cudaDeviceSynchronize());
+  }
+
+  void run(cudaStream_t stream, std::uint32_t seed) {
+    fill(x_.data(), problem_.storage, elements_, seed, stream, true);
+    popnorm_forward_args f = POPNORM_FORWARD_ARGS_INIT;
+    f.x = x_.data();
+    f.y = y_.data();
+    f.scale = scale_.data();
+    f.update.running_mean = running_.data();
+    f.update.running_variance = running_.as<float>() + problem_.c;
+    f.workspace = workspace_.data();
+    f.workspace_bytes = workspace_.size();
+    f.reserve = reserve_.data();
+    f.reserve_bytes = reserve_.size();
+    plan_.forward(f, stream);
+    fill(dy_.data(), problem_.storage, elements_, seed + 1, stream, true);
+    popnorm_backward_args b = POPNORM_BACKWARD_ARGS_INIT;
+    b.x = x_.data();
+    b.dy = dy_.data();
+    b.dx = dx_.data();
+    b.scale = scale_.data();
+    b.dscale = dscale_.data();
+    b.dshift = dshift_.data();
+    b.workspace = workspace_.data();
+    b.workspace_bytes = workspace_.size();
+    b.reserve = reserve_.data();
+    b.reserve_bytes = reserve_.size();
+    plan_.backward(b, stream);
+  }
+
+  // Every byte of every output, of the last run and (running statistics) of all.
+  [[nodiscard]] std::vector<std::uint8_t> outputs() const {
+    std::vector<std::uint8_t> all;
+    for (const DeviceMemory* memory : {&y_, &dx_, &dscale_, &dshift_, &running_}) {
+      const std::vector<std::uint8_t> bytes = memory->host();
+      all.insert(all.end(), bytes.begin(), bytes.end());
+    }
+    return all;
+  }
+
+ private:
+  static popnorm_options options() {
+    popnorm_options o = POPNORM_OPTIONS_INIT;
+    o.backend = POPNORM_CUDA;
+    return o;
+  }
+  [[nodiscard]] std::size_t bytes() const {
+    return static_cast<std::size_t>(elements_) * (problem_.storage == POPNORM_F32 ? 4 : 2);
+  }
+  [[nodiscard]] std::size_t channels() const { return static_cast<std::size_t>(problem_.c) * sizeof(float); }
+
+  popnorm_problem problem_;
+  popnorm::plan plan_;
+  std::int64_t elements_;
+  DeviceMemory x_, dy_, y_, dx_, scale_, dscale_, dshift_, running_, workspace_, reserve_;
+};
+
+popnorm_problem problem_of(popnorm_layout layout, popnorm_type storage, std::int64_t n, std::int64_t c,
+                           std::int64_t s) {
+  popnorm_problem problem = layout == POPNORM_NCHW ? popnorm::problem_nchw(n, c, s) : popnorm::problem_nhwc(n, c, s);
+  problem.storage = storage;
+  return problem;
+}
+
+// By the plain path, by a block or a cluster to a channel (measured), of whole and of odd packs.
+std::vector<popnorm_problem> problems() {
+  return {
+      problem_of(POPNORM_NCHW, POPNORM_F32, 50, 64, 56 * 56),  problem_of(POPNORM_NCHW, POPNORM_F32, 50, 128, 28 * 28),
+      problem_of(POPNORM_NCHW, POPNORM_F32, 50, 256, 14 * 14), problem_of(POPNORM_NCHW, POPNORM_BF16, 50, 512, 7 * 7),
+      problem_of(POPNORM_NHWC, POPNORM_F32, 50, 64, 56 * 56),  problem_of(POPNORM_NHWC, POPNORM_BF16, 50, 512, 7 * 7),
+      problem_of(POPNORM_NHWC, POPNORM_F16, 3000, 33, 1)};
+}
+
+constexpr int kRuns = 12;
+
+// Nothing waits between calls, so that each kernel may begin while the one before it, a caller's among them, ends.
+TEST(DeviceStreams, CallsThatNobodyWaitsForHaveTheBitsOfCallsThatAreWaitedFor) {
+  for (const popnorm_problem& problem : problems()) {
+    SCOPED_TRACE(std::to_string(problem.c) + " channels");
+    const Stream stream;
+    Step waited(problem), hurried(problem);
+    for (std::uint32_t run = 0; run < kRuns; ++run) {
+      waited.run(stream.get(), 2 * run);
+      stream.wait();
+    }
+    for (std::uint32_t run = 0; run < kRuns; ++run) hurried.run(stream.get(), 2 * run);
+    stream.wait();
+    EXPECT_EQ(waited.outputs(), hurried.outputs());
+  }
+}
+
+// Each with a thread of the host and a plan of its own.
+TEST(DeviceStreams, SideBySideKeepTheirBits) {
+  const std::vector<popnorm_problem> of = problems();
+  std::vector<std::unique_ptr<Step>> alone, together;
+  for (const popnorm_problem& problem : of) {
+    alone.push_back(std::make_unique<Step>(problem));
+    together.push_back(std::make_unique<Step>(problem));
+  }
+  for (const std::unique_ptr<Step>& step : alone) {
+    const Stream stream;
+    for (std::uint32_t run = 0; run < kRuns; ++run) step->run(stream.get(), 2 * run);
+    stream.wait();
+  }
+  std::vector<std::thread> threads;
+  for (const std::unique_ptr<Step>& step : together)
+    threads.emplace_back([&step] {
+      const Stream stream;
+      for (std::uint32_t run = 0; run < kRuns; ++run) step->run(stream.get(), 2 * run);
+      stream.wait();
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (std::size_t i = 0; i < of.size(); ++i) EXPECT_EQ(alone[i]->outputs(), together[i]->outputs()) << i;
+}
+
+// Capture fails where a call allocates, waits, or uses another stream.
+TEST(DeviceGraphs, HaveTheBitsOfTheCallsThatWereCaptured) {
+  for (const popnorm_problem& problem : problems()) {
+    SCOPED_TRACE(std::to_string(problem.c) + " channels");
+    const Stream stream;
+    Step called(problem), captured(problem);
+    for (int run = 0; run < kRuns; ++run) called.run(stream.get(), 7);
+    must(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeGlobal));
+    captured.run(stream.get(), 7);
+    cudaGraph_t graph = nullptr;
+    ASSERT_EQ(cudaStreamEndCapture(stream.get(), &graph), cudaSuccess);
+    cudaGraphExec_t executable = nullptr;
+    ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
+    for (int run = 0; run < kRuns; ++run) must(cudaGraphLaunch(executable, stream.get()));
+    stream.wait();
+    EXPECT_EQ(called.outputs(), captured.outputs());
+    must(cudaGraphExecDestroy(executable));
+    must(cudaGraphDestroy(graph));
+  }
+}
+
+class DeviceAddresses : public ::testing::Test {
+ protected:
+  DeviceAddresses() : plan_(problem_of(POPNORM_NCHW, POPNORM_F32, 2, 3, 4), options()) {
+    args_ = POPNORM_FORWARD_ARGS_INIT;
+    args_.x = x_.data();
+    args_.y = y_.data();
+    args_.workspace = workspace_.data();
+    args_.workspace_bytes = workspace_.size();
+    args_.reserve = reserve_.data();
+    args_.reserve_bytes = reserve_.size();
+  }
+  static popnorm_options options() {
+    popnorm_options o = POPNORM_OPTIONS_INIT;
+    o.backend = POPNORM_CUDA;
+    return o;
+  }
+  void expect_host(const char* name) {
+    must(cudaMemset(y_.data(), 0x5a, y_.size()));
+    EXPECT_EQ(popnorm_forward(plan_.get(), &args_, nullptr), POPNORM_INVALID);
+    const std::string message = popnorm_last_error();
+    EXPECT_NE(message.find(std::string("forward: ") + name + " is at host address"), std::string::npos) << message;
+    EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+    must(cudaDeviceSynchronize());
+    EXPECT_EQ(y_.host(), std::vector<std::uint8_t>(y_.size(), 0x5a));
+  }
+
+  popnorm::plan plan_;
+  DeviceMemory x_{96}, y_{96}, workspace_{plan_.info().workspace_bytes}, reserve_{plan_.info().reserve_bytes};
+  popnorm_forward_args args_;
+  alignas(64) static inline std::uint8_t host_[1 << 16];  // not the allocator's, which a device reaches
+};
+
+TEST_F(DeviceAddresses, OfTheHostAreRefusedByName) {
+  args_.x = host_;
+  expect_host("x");
+  args_.x = x_.data();
+  args_.scale = host_;
+  expect_host("scale");
+  args_.scale = nullptr;
+  args_.workspace = host_;
+  args_.workspace_bytes = sizeof(host_);
+  expect_host("workspace");
+  args_.workspace = workspace_.data();
+  args_.reserve = host_;
+  args_.reserve_bytes = sizeof(host_);
+  expect_host("reserve");
+}
+
+TEST_F(DeviceAddresses, OfTheHostThatTheDeviceReachesAreServed) {
+  void* pinned = nullptr;
+  must(cudaMallocHost(&pinned, 96));
+  args_.x = pinned;
+  auto* values = static_cast<float*>(pinned);
+  for (int i = 0; i < 24; ++i) values[i] = static_cast<float>(i);
+  EXPECT_EQ(popnorm_forward(plan_.get(), &args_, nullptr), POPNORM_SUCCESS) << popnorm_last_error();
+  must(cudaDeviceSynchronize());
+  const std::vector<std::uint8_t> pinned_y = y_.host();
+  must(cudaMemcpy(x_.data(), pinned, 96, cudaMemcpyHostToDevice));
+  args_.x = x_.data();
+  EXPECT_EQ(popnorm_forward(plan_.get(), &args_, nullptr), POPNORM_SUCCESS) << popnorm_last_error();
+  must(cudaDeviceSynchronize());
+  EXPECT_EQ(y_.host(), pinned_y);
+  must(cudaFreeHost(pinned));
+}
+
+// An error that the caller left is the caller's: it is neither reported as a launch's nor taken away.
+TEST_F(DeviceAddresses, AndErrorsOfOthersAreLeftToThem) {
+  EXPECT_NE(cudaSetDevice(1 << 20), cudaSuccess);
+  EXPECT_EQ(popnorm_forward(plan_.get(), &args_, nullptr), POPNORM_SUCCESS) << popnorm_last_error();
+  EXPECT_NE(cudaGetLastError(), cudaSuccess);
+  must(cudaDeviceSynchronize());
+}
+
+// More than 2^32 elements, all of them there. The values are multiples of 1/16 below 8, so that their sums are exact in f64.
+class DeviceHuge : public ::testing::TestWithParam<popnorm_problem> {};
+
+TEST_P(DeviceHuge, TensorsAreNormalizedWhole) {
+  const popnorm_problem& problem = GetParam();
+  const std::int64_t elements = problem.n * problem.c * problem.s;
+  ASSERT_GT(elements, std::int64_t{1} << 32);
+  const auto bytes = static_cast<std::size_t>(elements) * 2;
+  std::size_t available = 0, all = 0;
+  must(cudaMemGetInfo(&available, &all));
+  if (available < 2 * bytes + (std::size_t{1} << 30)) GTEST_SKIP() << "SKIP: the device has no 18 GB to spare";
+  popnorm_options options = POPNORM_OPTIONS_INIT;
+  options.backend = POPNORM_CUDA;
+  const popnorm::plan plan(problem, options);
+  const auto channels = static_cast<std::size_t>(problem.c);
+  const DeviceMemory x(bytes), y(bytes), workspace(plan.info().workspace_bytes), reserve(plan.info().reserve_bytes),
+      mean(channels * 4), invstd(channels * 4), dscale(channels * 4), dshift(channels * 4), sums(channels * 4 * 8),
+      wrong(8);
+  const auto floats = [&](const DeviceMemory& memory) {
+    std::vector<float> values(channels);
+    must(cudaMemcpy(values.data(), memory.data(), memory.size(), cudaMemcpyDeviceToHost));
+    return values;
+  };
+  const Shape shape{problem.n, problem.c, problem.s, problem.layout == POPNORM_NHWC};
+  const auto wrong_elements = [&] {
+    std::uint64_t count = 0;
+    must(cudaMemcpy(&count, wrong.data(), 8, cudaMemcpyDeviceToHost));
+    return count;
+  };
+  const auto sums_of = [&] {
+    std::vector<double> values(4 * channels);
+    must(cudaMemset(sums.data(), 0, sums.size()));
+    // Of x, x squared, dy and dy x, channel after channel.
+    sum(x.as<std::uint16_t>(), y.as<std::uint16_t>(), shape, sums.as<double>());
+    must(cudaMemcpy(values.data(), sums.data(), sums.size(), cudaMemcpyDeviceToHost));
+    return values;
+  };
+  fill(x.data(), problem.storage, elements, 1, nullptr, false);
+  popnorm_forward_args f = POPNORM_FORWARD_ARGS_INIT;
+  f.x = x.data();
+  f.y = y.data();
+  f.saved_mean = mean.data();
+  f.saved_invstd = invstd.data();
+  f.workspace = workspace.data();
+  f.workspace_bytes = workspace.size();
+  f.reserve = reserve.data();
+  f.reserve_bytes = reserve.size();
+  plan.forward(f);
+  must(cudaMemset(wrong.data(), 0, 8));
+  count_wrong_y(x.as<std::uint16_t>(), y.as<std::uint16_t>(), shape, mean.as<float>(), invstd.as<float>(),
+                wrong.as<unsigned long long>());
+  EXPECT_EQ(wrong_elements(), 0U);
+
+  // dy takes y's place, and dx dy's.
+  fill(y.data(), problem.storage, elements, 2, nullptr, false);
+  const std::vector<double> of = sums_of();
+  popnorm_backward_args b = POPNORM_BACKWARD_ARGS_INIT;
+  b.x = x.data();
+  b.dy = y.data();
+  b.dx = y.data();
+  b.dscale = dscale.data();
+  b.dshift = dshift.data();
+  b.workspace = workspace.data();
+  b.workspace_bytes = workspace.size();
+  b.reserve = reserve.data();
+  b.reserve_bytes = reserve.size();
+  plan.backward(b);
+  must(cudaDeviceSynchronize());
+  const std::vector<float> got_mean = floats(mean), got_invstd = floats(invstd), got_dscale = floats(dscale),
+                           got_dshift = floats(dshift);
+  const double count = static_cast<double>(problem.n) * static_cast<double>(problem.s);
+  constexpr double u = 0x1p-24;
+  // docs/numerics.md: sums are within 16 u of the sum of their terms' magnitudes (at most 8 each, and 8 std).
+  for (std::size_t c = 0; c < channels; ++c) {
+    const double mu = of[4 * c] / count, variance = of[4 * c + 1] / count - mu * mu;
+    const double expected_invstd = 1 / std::sqrt(variance + problem.epsilon);
+    EXPECT_NEAR(static_cast<double>(got_mean[c]), mu, 16 * u / expected_invstd) << c;
+    EXPECT_NEAR(static_cast<double>(got_invstd[c]), expected_invstd, 16 * u * expected_invstd) << c;
+    EXPECT_NEAR(static_cast<double>(got_dshift[c]), of[4 * c + 2], 16 * u * 8 * count) << c;
+    EXPECT_NEAR(static_cast<double>(got_dscale[c]), (of[4 * c + 3] - mu * of[4 * c + 2]) * expected_invstd,
+                16 * u * 64 * expected_invstd * count)
+        << c;
+  }
+  must(cudaMemset(wrong.data(), 0, 8));
+  count_wrong_dx(x.as<std::uint16_t>(), y.as<std::uint16_t>(), shape, 2, mean.as<float>(), invstd.as<float>(),
+                 dscale.as<float>(), dshift.as<float>(), wrong.as<unsigned long long>());
+  EXPECT_EQ(wrong_elements(), 0U);
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, DeviceHuge,
+                         ::testing::Values(problem_of(POPNORM_NCHW, POPNORM_BF16, 2, 3, 715827890),
+                                           problem_of(POPNORM_NCHW, POPNORM_BF16, 70000, 64, 961),
+                                           problem_of(POPNORM_NHWC, POPNORM_BF16, 2, 3, 715827890),
+                                           problem_of(POPNORM_NHWC, POPNORM_BF16, 17, 256, (1 << 20) + 1)));
+
+}  // namespace
+}  // namespace popnorm_test
