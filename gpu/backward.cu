@@ -247,7 +247,10 @@ popnorm_status backward(const Plan& plan, const popnorm_backward_args& a, void* 
     }
     const Policy& policy = policy_of(plan, Direction::backward);
     const AffineGradients affine = call.affine_gradients(a.dscale, a.dshift, a.accumulate != 0);
-    if (a.dx != nullptr && policy.path != Path::plain)
+    const Problem& p = call.p;
+    if (a.dx != nullptr && policy.path != Path::plain &&
+        is_kept(p, {operand(p, a.x, p.x), operand(p, a.dy, p.dy), operand(p, a.dx, p.dx),
+                    operand(p, a.dresidual, p.dresidual)}))
       return call.resident(a.x, a.dy, a.dx, a.dresidual, affine, policy);
     const bool sums = a.dx != nullptr || affine.any();
     if (sums)

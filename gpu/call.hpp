@@ -207,7 +207,12 @@ auto with_access(const Problem& p, Reach reach, const Body& body) {
   return with_storage<A>(p, [&](auto type) {
     const bool rows = p.form == Form::rows;
     if constexpr (!std::is_same_v<A, double>) {
-      if (reach == Reach::even && rows) return body(type, AccessConstant<Access::even_rows>{});
+      if (reach == Reach::even && rows) {
+        if (has_single_elements(p)) return body(type, AccessConstant<Access::single_rows>{});
+        if constexpr (sizeof(type) == 2)
+          if (unit_of(p) < 8) return body(type, AccessConstant<Access::half_rows>{});
+        return body(type, AccessConstant<Access::even_rows>{});
+      }
       if (reach == Reach::even) return body(type, AccessConstant<Access::even_columns>{});
       if (reach == Reach::loose) return body(type, AccessConstant<Access::loose_rows>{});
     }

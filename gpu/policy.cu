@@ -64,7 +64,7 @@ bool counts_in_32_bits(const Problem& p) {
 // Of a tile, as far as that leaves room for as many blocks as have registers: three, or two with two tensors.
 int copied_ahead(const Problem& p, Direction direction, const Device& device) {
   // Elements of 16 bits cannot be copied one by one.
-  if (!device.copies || (is_strewn(p) && size_of(p.storage) == 2)) return 0;
+  if (!device.copies || (has_single_elements(p) && size_of(p.storage) == 2)) return 0;
   constexpr std::size_t kOfBlock = 1024;
   const std::size_t blocks = direction == Direction::forward ? 3 : 2;
   const std::size_t room = device.shared_of_multiprocessor / blocks - kOfBlock;
@@ -98,8 +98,8 @@ Policy resident(const Problem& p, Direction direction, const Device& device, con
   const std::size_t half = std::min(device.shared_of_block, device.shared_of_multiprocessor / 2 - kOfBlock);
   const std::size_t fixed = shared_bytes(p, direction, 0);
   const std::int64_t element = size_of(p.storage);
-  const int registers = resident_blocks(direction == Direction::forward, p.form == Form::rows,
-                                        p.s % (16 / element) == 0, p.fused(), static_cast<std::size_t>(element));
+  const int registers = resident_blocks(direction == Direction::forward, p.form == Form::rows, !has_single_elements(p),
+                                        p.fused(), static_cast<std::size_t>(element));
   policy.blocks = half >= fixed + chunk ? registers : 1;
   const std::size_t room = policy.blocks == 2 ? half : device.shared_of_block;
   policy.held = room > fixed ? static_cast<int>((room - fixed) / chunk) : 0;
@@ -182,6 +182,8 @@ Policy choose(const Problem& p, Direction direction, const Device& device, const
   if (p.elements() == 0) return refuse("there are no elements");
   if (is_weighted(p)) return refuse("elements have weights, or labels may make them absent");
   if (!counts_in_32_bits(p)) return refuse("positions or offsets do not fit into 32 bits");
+  if (p.form == Form::rows && p.storage != POPNORM_F64 && !has_packs(p))
+    return refuse("images of several groups or slots are not made of packs");
   if (direction == Direction::backward && p.affine_slot.count > 1) return refuse("there are several affine slots");
   if (direction == Direction::forward && p.masked() && !masks_apart(p))
     return refuse("groups end within bytes of the mask");

@@ -9,12 +9,11 @@
 namespace popnorm::cuda {
 namespace {
 
-// As with_access, of kernels of one read: of rows the narrow ones alone (gpu/policy.cu), which double has none of.
+// As with_access, of kernels of one read.
 template <class A, class Body>
 auto with_kept(const Problem& p, Reach reach, bool flag, const Body& body) {
-  const bool rows = p.form == Form::rows;
-  return with_access<A>(p, rows && reach == Reach::any ? Reach::loose : reach, [&](auto type, auto access) {
-    if constexpr (access.value != Access::rows || std::is_same_v<A, double>) {
+  return with_access<A>(p, p.form == Form::rows ? Reach::even : reach, [&](auto type, auto access) {
+    if constexpr (is_even(access.value) || access.value == Access::columns || std::is_same_v<A, double>) {
       return flag ? body(type, access, std::true_type{}) : body(type, access, std::false_type{});
     } else {
       return decltype(body(type, AccessConstant<Access::even_rows>{}, std::true_type{})){};

@@ -3,9 +3,15 @@
 #define POPNORM_GPU_RESIDENT_HPP
 
 #include "gpu/policy.hpp"
+#include "gpu/shape.hpp"
 #include "kernels/cuda/resident.cuh"
 
 namespace popnorm::cuda {
+
+// Whether kernels of one read reach these tensors: in rows pack by pack, but for double. Misaligned ones go the plain way.
+inline bool is_kept(const Problem& p, std::initializer_list<Operand> operands) {
+  return p.form == Form::columns || p.storage == POPNORM_F64 || reach_of(p, operands) == Reach::even;
+}
 
 template <class A>
 popnorm_status launch_resident(const Problem& p, const ResidentForwardArgs<A>& args, const Policy& policy,

@@ -43,12 +43,16 @@ inline std::int64_t chunk_positions(const Problem& p) {
 
 inline std::int64_t chunks_of(const Problem& p) { return (p.n * p.s + chunk_positions(p) - 1) / chunk_positions(p); }
 
-// Whether images are made of neither packs nor, in 16 bits, of halves.
-inline bool is_strewn(const Problem& p) {
-  return p.form == Form::rows && p.s % std::min<std::int64_t>(16 / size_of(p.storage), 4) != 0;
+// Positions of a unit (kernels/cuda/chunk.cuh), of the rows form.
+inline std::int64_t unit_of(const Problem& p) {
+  const std::int64_t pack = 16 / size_of(p.storage), half = 8 / size_of(p.storage);
+  return p.s % pack == 0 ? pack : size_of(p.storage) == 2 && p.s % half == 0 ? half : 1;
 }
+inline bool has_single_elements(const Problem& p) { return p.form == Form::rows && unit_of(p) == 1; }
 
-inline Extents extents_of(const Problem& p) { return {p.n, p.c, Divisor(p.s), is_strewn(p) ? kStrewn : 0}; }
+inline Extents extents_of(const Problem& p) {
+  return {p.n, p.c, Divisor(p.s), std::countr_zero(static_cast<std::uint64_t>(unit_of(p)))};
+}
 
 inline Operand operand(const Problem& p, const void* first, const Strides& strides) {
   const bool rows = p.form == Form::rows;
@@ -72,11 +76,23 @@ inline bool is_weighted(const Problem& p) {
   return p.weights != POPNORM_UNWEIGHTED || labels(p.norm_group) || labels(p.population_slot) || labels(p.affine_slot);
 }
 
+// Whether aligned tensors of the rows form are reached pack by pack (kernels/cuda/chunk.cuh): small packs only if all samples have the same
+// row of statistics and affine slot.
+inline bool has_packs(const Problem& p) {
+  const auto whole = [](const Map& map) { return map.kind == POPNORM_WHOLE; };
+  return unit_of(p) == 16 / size_of(p.storage) ||
+         (whole(p.norm_group) && whole(p.population_slot) && whole(p.affine_slot));
+}
+
 // How kernels can reach these tensors (kernels/cuda/chunk.cuh): by whole packs that are there or not, or by elements, counting in 32
 // bits; or in any way.
 enum class Reach { any, loose, even };
 inline Reach reach_of(const Problem& p, std::initializer_list<Operand> operands) {
-  const std::int64_t pack = 16 / size_of(p.storage);
+  const std::int64_t pack = p.form == Form::rows ? unit_of(p) : 16 / size_of(p.storage);
+  const auto lies = [&](const Operand& o) {
+    const std::int64_t bytes = pack * size_of(p.storage);
+    return bytes == 16 ? o.packs : bytes < 8 || o.halves;
+  };
   // A chunk beyond the end is counted too.
   constexpr std::int64_t kMost = std::int64_t{1} << 31, kBeyond = 8 * kThreads * kThreads;
   const auto span = [&](const Operand& o) {
@@ -86,8 +102,8 @@ inline Reach reach_of(const Problem& p, std::initializer_list<Operand> operands)
     return std::ranges::all_of(operands, [&](const Operand& o) { return o.first == nullptr || holds(o); });
   };
   if (p.storage == POPNORM_F64 || is_weighted(p) || p.n * p.s >= kMost - kBeyond) return Reach::any;
-  if ((p.form == Form::rows ? p.s : p.c) % pack == 0 &&
-      all([&](const Operand& o) { return o.packs && span(o) / pack < kMost; }))
+  if ((p.form == Form::rows ? has_packs(p) : p.c % pack == 0) &&
+      all([&](const Operand& o) { return lies(o) && span(o) / pack < kMost; }))
     return Reach::even;
   return p.form == Form::rows && all([&](const Operand& o) { return span(o) < kMost; }) ? Reach::loose : Reach::any;
 }

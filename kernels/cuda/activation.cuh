@@ -83,75 +83,59 @@ class Normalized {
   std::int64_t c_;
   const Rows<A>& rows_;
   RowOf row_of_;
-  Place<A, Count<kAccess>> place_;
+  Place<A, Count<kAccess>, is_small(kAccess)> place_;
   NormalizeRow<A> of_[Shape<T, kAccess>::kChannels]{};
 };
 
-// Of strewn packs eight lanes have a byte together for every element of each.
-template <class T, Access kAccess>
-__device__ __forceinline__ void put_strewn_mask(const Mask& mask, Packs<T, kAccess> packs, unsigned passed) {
+// Calls body(e, packs, j) for the units of a chunk, which begin at the thread's e-th element, the j-th of the pack at hand.
+template <class T, Access kAccess, class Body>
+__device__ __forceinline__ void for_each_unit(Packs<T, kAccess> packs, const Body& body) {
   using S = Shape<T, kAccess>;
-  const unsigned lane = threadIdx.y % 8;
-#pragma unroll
-  for (int i = 0; i < S::kPacks; ++i, packs.next()) {
-    std::uint64_t bytes = 0;
-#pragma unroll
-    for (int j = 0; j < S::kPack; ++j)
-      bytes |= std::uint64_t{passed >> (i * S::kPack + j) & 1U} << (8 * j + static_cast<int>(lane));
-    for (int other = 1; other < 8; other *= 2) bytes |= shuffle_xor(bytes, other);
-    if (lane != 0) continue;
-#pragma unroll
-    for (int j = 0; j < S::kPack; ++j)
-      if ((packs.mask() >> j & 1U) != 0)
-        *mask.at<S::kRows>(packs.place(j), packs.extents().s.by()).byte = static_cast<std::uint8_t>(bytes >> (8 * j));
-  }
-}
-
-// Writes the bits of a chunk, of which each thread has those of its elements. Neighbouring lanes share a byte; chunks and groups
-// must not (gpu/policy.cu).
-template <class T, Access kAccess>
-__device__ __forceinline__ void put_mask(const Mask& mask, Packs<T, kAccess> packs, unsigned passed) {
-  using S = Shape<T, kAccess>;
-  if (packs.apart() != 0) return put_strewn_mask(mask, packs, passed);
-  constexpr unsigned kLanes = 8 / S::kPack;
-  const unsigned lanes = S::kRows || blockDim.x > kLanes ? kLanes : blockDim.x;
-  const unsigned lane = (S::kRows ? threadIdx.y : threadIdx.x) % lanes;
-  std::uint64_t bytes = 0;
-#pragma unroll
-  for (int i = 0; i < S::kPacks; ++i)
-    bytes |= std::uint64_t{passed >> (i * S::kPack) & S::kWhole} << (8 * i + static_cast<int>(lane) * S::kPack);
-  for (unsigned other = 1; other < lanes; other *= 2) bytes |= shuffle_xor(bytes, static_cast<int>(other));
-  if (lane != 0) return;
 #pragma unroll
   for (int i = 0; i < S::kPacks; ++i, packs.next())
-    if (packs.mask() != 0)
-      *mask.at<S::kRows>(packs.place(0), packs.extents().s.by()).byte = static_cast<std::uint8_t>(bytes >> (8 * i));
+#pragma unroll
+    for (int j = 0; j < (S::kPacksAreUnits ? 1 : S::kPack); ++j)
+      if ((j & ((1 << packs.unit()) - 1)) == 0) body(i * S::kPack + j, packs, j);
+}
+
+// Writes the bits of a chunk, of which each thread has those of its elements. Neighbouring lanes share the byte that has those of a unit;
+// chunks and groups must not share one (gpu/policy.cu).
+template <class T, Access kAccess>
+__device__ __forceinline__ void put_mask(const Mask& mask, const Packs<T, kAccess>& packs, unsigned passed) {
+  using S = Shape<T, kAccess>;
+  const int unit = packs.unit();
+  const unsigned most = 8U >> unit, lanes = S::kRows || blockDim.x > most ? most : blockDim.x;
+  const unsigned lane = (S::kRows ? threadIdx.y : threadIdx.x) % lanes;
+  // A word for four units, if the compiler knows how many elements these have, or four elements.
+  constexpr int kOfWord = 4 * (S::kPacksAreUnits ? S::kPack : 1);
+  constexpr int kWords = (S::kHeld + kOfWord - 1) / kOfWord;
+  unsigned bytes[kWords]{};
+  const auto first_bit = [&](int e) { return 8 * (e >> unit & 3); };
+  for_each_unit(packs, [&](int e, const Packs<T, kAccess>&, int) {
+    const unsigned bits = passed >> e & ((1U << (1 << unit)) - 1);
+    bytes[e / kOfWord] |= bits << (first_bit(e) + static_cast<int>(lane << unit));
+  });
+#pragma unroll
+  for (unsigned& word : bytes)
+    for (unsigned other = 1; other < lanes; other *= 2) word |= shuffle_xor(word, static_cast<int>(other));
+  if (lane != 0) return;
+  for_each_unit(packs, [&](int e, const Packs<T, kAccess>& at, int j) {
+    if ((at.mask() >> j & 1U) == 0) return;
+    *mask.at<S::kRows>(at.place(j), at.extents().s.by()).byte =
+        static_cast<std::uint8_t>(bytes[e / kOfWord] >> first_bit(e));
+  });
 }
 
 template <class T, Access kAccess>
-__device__ __forceinline__ unsigned masked_bits(const Mask& mask, Packs<T, kAccess> packs) {
+__device__ __forceinline__ unsigned masked_bits(const Mask& mask, const Packs<T, kAccess>& packs) {
   using S = Shape<T, kAccess>;
   unsigned passed = 0;
-  const std::int64_t s = packs.extents().s.by();
-#pragma unroll
-  for (int i = 0; i < S::kPacks; ++i, packs.next()) {
-    if (packs.apart() != 0) {
-#pragma unroll
-      for (int j = 0; j < S::kPack; ++j)
-        if ((packs.mask() >> j & 1U) != 0) {
-          const Mask::Bit from = mask.at<S::kRows>(packs.place(j), s);
-          passed |= (unsigned{*from.byte} >> from.number & 1U) << (i * S::kPack + j);
-        }
-      continue;
-    }
-    for_each_part(packs, packs.mask(), false, [&](unsigned part) {
-      const int first = lowest_bit(part);
-      const Mask::Bit from = mask.at<S::kRows>(packs.place(first), s);
-      unsigned bits = *from.byte;
-      if (S::kRows && from.number + S::kPack > 8) bits |= static_cast<unsigned>(from.byte[1]) << 8;
-      passed |= (bits >> from.number << first & part) << (i * S::kPack);
-    });
-  }
+  for_each_unit(packs, [&](int e, const Packs<T, kAccess>& at, int j) {
+    const unsigned part = at.mask() >> j & ((1U << (1 << at.unit())) - 1);
+    if (part == 0) return;
+    const Mask::Bit from = mask.at<S::kRows>(at.place(j), at.extents().s.by());
+    passed |= (unsigned{*from.byte} >> from.number & part) << e;
+  });
   return passed;
 }
 

@@ -90,7 +90,7 @@ class Gradient {
   std::int64_t c_;
   const Rows<A>& rows_;
   RowOf row_of_;
-  Place<A, Count<kAccess>> place_;
+  Place<A, Count<kAccess>, is_small(kAccess)> place_;
   struct Coefficients {
     A hi, invstd, a, k1, k2;
     bool through;
@@ -142,8 +142,9 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
       float weight[kWeighted ? Shape<T, kAccess>::kWeights : 1];
       if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, packs, weight);
       const Gate<A, kFused> gate = gate_of<A, T, kAccess, kFused>(args.fusion, packs, rows, x, statistics_of);
+      // By places of its own: those of dx would take registers meanwhile, which single elements of 16 bits do not leave.
       if constexpr (kFused)
-        if (args.dresidual.first != nullptr) put_dresidual(args.dresidual, packs, x, dy, gate);
+        if (args.dresidual.first != nullptr) put_dresidual(args.dresidual, chunks.packs(), x, dy, gate);
       if (!kFused || args.dx.first != nullptr)
         gradient.template put<kWeighted>(args.dx, packs, x, dy, gate, alike, weight);
       chunks.next();

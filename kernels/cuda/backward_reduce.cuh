@@ -60,11 +60,12 @@ class Products {
                                       const Gate<A, kFused>& gate, bool alike, TwoSums (&sums)[S::kChannels]) {
     constexpr int kRun = 4;
     constexpr int kRuns = S::kRows && S::kPack > kRun ? S::kPack / kRun : 1;  // of a pack
-    constexpr int kPacksOfRun = S::kRows ? 1 : kRun;
+    constexpr int kOfPack = S::kPackOf16 < kRun ? S::kPackOf16 : kRun;
+    constexpr int kPacksOfRun = !S::kRows ? kRun : S::kPack < kOfPack ? kOfPack / S::kPack : 1;
     A sum[kRuns][S::kChannels]{}, products[kRuns][S::kChannels]{};
 #pragma unroll
     for (int i = 0; i < S::kPacks; ++i, packs.next()) {
-      if (Chunk<T, kAccess>::ends(x.mask(i))) break;
+      if (S::kAsks && i % S::kAsked == 0 && x.mask(i) == 0) break;
       by_samples(
           packs, x.mask(i), alike, [&](std::int64_t sample) { enter(sample); },
           [&](int j) {
@@ -106,7 +107,7 @@ class Products {
   const Rows<A>& rows_;
   bool scaled_;
   RowOf row_of_;
-  Place<A, Count<kAccess>> place_;
+  Place<A, Count<kAccess>, is_small(kAccess)> place_;
   struct Coefficients {
     A hi, invstd, shift, scale;
   } of_[S::kChannels]{};

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/inline.hpp"
 #include "kernels/storage.hpp"
@@ -73,8 +74,8 @@ __device__ __forceinline__ void shuffle_xor(float (&value)[N], int mask) {
   for (int i = 0; i < N; ++i) value[i] = __shfl_xor_sync(0xFFFFFFFFU, value[i], mask);
 }
 
-__device__ __forceinline__ std::uint64_t shuffle_xor(std::uint64_t value, int mask) {
-  return __shfl_xor_sync(0xFFFFFFFFU, static_cast<unsigned long long>(value), mask);
+__device__ __forceinline__ unsigned shuffle_xor(unsigned value, int mask) {
+  return __shfl_xor_sync(0xFFFFFFFFU, value, mask);
 }
 
 // a*b + c rounded once, a*b rounded before anything is added: where the same bits are needed in several kernels.
@@ -107,19 +108,18 @@ __device__ __forceinline__ void cluster_barrier() {
 }
 __device__ __forceinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
 
-// 16 or 8 bytes, both addresses aligned to that. `last`: not needed again soon, so that what is stays in the L2 cache.
-__device__ __forceinline__ void load_16(void* to, const void* from, bool last) {
-  const auto* memory = static_cast<const int4*>(from);
-  *static_cast<int4*>(to) = last ? __ldcs(memory) : *memory;
+// 16, 8, 4 or 2 bytes, both addresses aligned to that. `last`: not needed again soon, so that what is stays in the L2 cache.
+template <int kBytes>
+using Word = std::conditional_t<kBytes == 16, int4,
+                                std::conditional_t<kBytes == 8, int2, std::conditional_t<kBytes == 4, int, short>>>;
+template <int kBytes>
+__device__ __forceinline__ void load_word(void* to, const void* from, bool last) {
+  const auto* memory = static_cast<const Word<kBytes>*>(from);
+  *static_cast<Word<kBytes>*>(to) = last ? __ldcs(memory) : *memory;
 }
-__device__ __forceinline__ void store_16(void* to, const void* from) {
-  __stcs(static_cast<int4*>(to), *static_cast<const int4*>(from));
-}
-__device__ __forceinline__ void load_8(void* to, const void* from) {
-  *static_cast<int2*>(to) = *static_cast<const int2*>(from);
-}
-__device__ __forceinline__ void store_8(void* to, const void* from) {
-  __stcs(static_cast<int2*>(to), *static_cast<const int2*>(from));
+template <int kBytes>
+__device__ __forceinline__ void store_word(void* to, const void* from) {
+  __stcs(static_cast<Word<kBytes>*>(to), *static_cast<const Word<kBytes>*>(from));
 }
 
 // Begins to copy 4, 8 or 16 bytes, both addresses aligned to that, from memory to shared memory, where the thread that began it may
@@ -199,10 +199,10 @@ void shuffle_xor(float (&value)[N], int mask) {
   simt::shuffle_xor(wide, N, mask);
   for (int i = 0; i < N; ++i) value[i] = static_cast<float>(wide[i]);
 }
-inline std::uint64_t shuffle_xor(std::uint64_t value, int mask) {
-  double bits[] = {std::bit_cast<double>(value)};
-  simt::shuffle_xor(bits, 1, mask);
-  return std::bit_cast<std::uint64_t>(bits[0]);
+inline unsigned shuffle_xor(unsigned value, int mask) {
+  double exact[] = {static_cast<double>(value)};
+  simt::shuffle_xor(exact, 1, mask);
+  return static_cast<unsigned>(exact[0]);
 }
 template <class A>
 A multiply_add(A a, A b, A c) {
@@ -216,13 +216,15 @@ inline void wait_for_earlier_launches() { simt::wait_for_earlier_launches(); }
 inline bool block_any(bool value) { return simt::block_any(value); }
 inline void cluster_barrier() { simt::cluster_barrier(); }
 inline void grid_barrier() { simt::grid_barrier(); }
-inline void load_16(void* to, const void* from, bool /*last*/) {
-  simt::expect_aligned(from, 16);
-  __builtin_memcpy(to, from, 16);
+template <int kBytes>
+void load_word(void* to, const void* from, bool /*last*/) {
+  simt::expect_aligned(from, kBytes);
+  __builtin_memcpy(to, from, kBytes);
 }
-inline void store_16(void* to, const void* from) {
-  simt::expect_aligned(to, 16);
-  __builtin_memcpy(to, from, 16);
+template <int kBytes>
+void store_word(void* to, const void* from) {
+  simt::expect_aligned(to, kBytes);
+  __builtin_memcpy(to, from, kBytes);
 }
 template <int kBytes>
 void copy_async(void* to, const void* from) {
@@ -232,14 +234,6 @@ inline void commit_copies() { simt::commit_copies(); }
 template <int kMost>
 void wait_for_copies(int kept) {
   simt::wait_for_copies(static_cast<std::size_t>(kept < kMost ? kept : kMost));
-}
-inline void load_8(void* to, const void* from) {
-  simt::expect_aligned(from, 8);
-  __builtin_memcpy(to, from, 8);
-}
-inline void store_8(void* to, const void* from) {
-  simt::expect_aligned(to, 8);
-  __builtin_memcpy(to, from, 8);
 }
 inline float widen_f16(F16 value) { return to_float(value); }
 inline F16 narrow_f16(float value) { return to_f16(value); }

@@ -65,14 +65,17 @@ struct Operand {
   POPNORM_INLINE T* at(std::int64_t n, std::int64_t c, std::int64_t s) const {
     return static_cast<T*>(first) + (n * sample + c * channel + s * position);
   }
-  // The same counted in packs of 16 bytes, fewer than 2^32, where neighbours lie side by side in positions (rows form) or channels.
-  template <class T, bool kRows>
+  // The same counted in packs of so many elements, fewer than 2^32 of them, that lie side by side in positions (rows form) or channels.
+  template <class T, bool kRows, int kPack>
   POPNORM_INLINE std::uint32_t pack(std::uint32_t n, std::int64_t c, std::uint32_t s) const {
-    constexpr std::int64_t kPack = 16 / sizeof(T);
     const auto whole = [](std::int64_t elements) { return static_cast<std::uint32_t>(elements / kPack); };
     const std::uint32_t of_sample = n * whole(sample);
-    return kRows ? whole(c * channel) + of_sample + s / std::uint32_t{kPack}
+    return kRows ? whole(c * channel) + of_sample + s / static_cast<std::uint32_t>(kPack)
                  : whole(c) + of_sample + s * whole(position);
+  }
+  template <class T, int kPack>
+  POPNORM_INLINE T* at_pack(std::uint32_t number) const {
+    return reinterpret_cast<T*>(static_cast<std::byte*>(first) + std::uint64_t{number} * (kPack * sizeof(T)));
   }
   // Counted in elements, fewer than 2^32, that lie side by side in positions.
   template <class T>
@@ -80,17 +83,13 @@ struct Operand {
     return static_cast<T*>(first) +
            std::uint64_t{static_cast<std::uint32_t>(c * channel) + n * static_cast<std::uint32_t>(sample) + s};
   }
-  template <class T>
-  POPNORM_INLINE T* at_pack(std::uint32_t number) const {
-    return reinterpret_cast<T*>(static_cast<std::byte*>(first) + std::uint64_t{number} * 16);
-  }
 };
 
 struct Extents {
   std::int64_t n = 0;
   std::int64_t c = 0;
   Divisor s;
-  int apart = 0;  // log2 of the positions between neighbours of a pack (kernels/cuda/chunk.cuh)
+  int unit = 0;  // log2 of the neighbours that images are made of (kernels/cuda/chunk.cuh)
 };
 
 // The samples of an id, in ascending order.
@@ -241,6 +240,9 @@ class Walk {
         positions_(step - samples_ * s_) {}
   POPNORM_INLINE Index sample() const { return sample_; }
   POPNORM_INLINE Index position() const { return position_; }
+  // A step, which goes to the next sample besides where it would leave one.
+  POPNORM_INLINE Index samples() const { return samples_; }
+  POPNORM_INLINE Index positions() const { return positions_; }
   POPNORM_INLINE void step() {
     sample_ += samples_;
     position_ += positions_;

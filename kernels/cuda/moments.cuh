@@ -46,7 +46,7 @@ __device__ __forceinline__ TwoSums quick_sums(const Chunk<T, kAccess>& x, int k,
   TwoSums all{0, 0};
 #pragma unroll
   for (int first = 0; first < S::kPerChannel; first += kRun) {
-    if (!kWhole && S::kRows && Chunk<T, kAccess>::ends(x.present >> first)) break;
+    if (!kWhole && S::kAsks && x.present >> first == 0) break;
     A d[kRun];
 #pragma unroll
     for (int e = 0; e < kRun; ++e) {
@@ -126,7 +126,7 @@ __device__ __forceinline__ void first_elements(const Operand& x, const Extents& 
     const T* const at = x.at<T>(sample, tile.c + from, position);
     if constexpr (S::kChannels > 1 && is_even(kAccess)) {
       alignas(16) T pack[S::kPack];
-      load_16(pack, at, false);
+      load_word<16>(pack, at, false);
 #pragma unroll
       for (int i = 0; i < S::kPack; ++i) first[i] = to_arithmetic(pack[i]);
     } else {
@@ -144,19 +144,17 @@ __device__ __forceinline__ void move_to_means(const Chunk<T, kAccess>& held, con
   using S = Shape<T, kAccess>;
   const int step = tile.step(), thread = Columns::thread();
   const int positions = tile.end - tile.begin < step ? static_cast<int>(tile.end - tile.begin) : step;
-  constexpr int kRound = kThreads * S::kPack;  // all threads' i-th packs
-  const int last = positions % kRound;
-  const int packs = !S::kRows            ? positions
-                    : extents.apart == 0 ? (positions + S::kPack - 1) / S::kPack
-                                         : positions / kRound * kThreads + (last < kThreads ? last : kThreads);
+  constexpr int kRound = kThreads * S::kPackOf16;  // all threads' i-th packs
+  const int last = (positions % kRound + (1 << extents.unit) - 1) >> extents.unit;
+  const int packs = !S::kRows ? positions : positions / kRound * kThreads + (last < kThreads ? last : kThreads);
   const A share = A(1) / static_cast<A>(packs);
   A mean[S::kChannels];
 #pragma unroll
   for (int k = 0; k < S::kChannels; ++k) {
     mean[k] = 0;
 #pragma unroll
-    for (int i = 0; i < S::kPacks; ++i) {
-      const int e = i * S::kPack + k;
+    for (int i = 0; i < S::kHeld; i += S::kPackOf16) {
+      const int e = i + k;
       if (held.has(e)) mean[k] = multiply_add(to_arithmetic(held.held[e]) - pivot[k], share, mean[k]);
     }
   }

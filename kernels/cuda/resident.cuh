@@ -92,7 +92,7 @@ struct ResidentForwardArgs {
 
 template <class T, Access kAccess, bool kFused>
 __global__ void __launch_bounds__(kThreads,
-                                  resident_blocks(true, in_rows(kAccess), is_even(kAccess), kFused, sizeof(T)))
+                                  resident_blocks(true, in_rows(kAccess), has_few_places(kAccess), kFused, sizeof(T)))
     resident_forward_kernel(const __grid_constant__ ResidentForwardArgs<Arithmetic<T>> args) {
   wait_for_earlier_launches();
   using A = Arithmetic<T>;
@@ -176,7 +176,7 @@ struct ResidentBackwardArgs {
 
 template <class T, Access kAccess, bool kFused>
 __global__ void __launch_bounds__(kThreads,
-                                  resident_blocks(false, in_rows(kAccess), is_even(kAccess), kFused, sizeof(T)))
+                                  resident_blocks(false, in_rows(kAccess), has_few_places(kAccess), kFused, sizeof(T)))
     resident_backward_kernel(const __grid_constant__ ResidentBackwardArgs<Arithmetic<T>> args) {
   wait_for_earlier_launches();
   using A = Arithmetic<T>;

@@ -75,8 +75,9 @@ struct RowSource {
   }
 };
 
-// The row and affine slot of the elements at hand. Samples, rows and slots are counted in Index.
-template <class A, class Index>
+// The row and affine slot of the elements at hand. Samples, rows and slots are counted in Index. kAlike: the host knows that all samples
+// have the same.
+template <class A, class Index, bool kAlike>
 class Place {
  public:
   POPNORM_INLINE explicit Place(const Rows<A>& rows, bool of_one_class = false)
@@ -94,7 +95,7 @@ class Place {
     return true;
   }
   // Whether all samples have the same; one of them is then entered before the first element.
-  POPNORM_INLINE bool alike() const { return alike_; }
+  POPNORM_INLINE bool alike() const { return kAlike || alike_; }
   POPNORM_INLINE std::int64_t row() const { return row_; }
   POPNORM_INLINE std::int64_t affine() const { return affine_; }
 

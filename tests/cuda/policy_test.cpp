@@ -55,8 +55,8 @@ class Wanted {
 struct Shape {
   std::int64_t n, c, s;
 };
-constexpr Shape kShapes[] = {{3, 5, 7},     {2, 1, 40000}, {40, 3, 130}, {300, 70, 16},
-                             {5000, 33, 1}, {9, 4, 4096},  {1, 2, 1}};
+constexpr Shape kShapes[] = {{3, 5, 7},    {2, 1, 40000}, {40, 3, 130}, {300, 70, 16},
+                             {60, 2, 196}, {5000, 33, 1}, {9, 4, 4096}, {1, 2, 1}};
 
 class CudaPolicies : public ::testing::TestWithParam<std::tuple<popnorm_layout, popnorm_type>> {};
 
@@ -85,7 +85,10 @@ TEST_P(CudaPolicies, HaveThePlainPathsBits) {
       for (const char* policy : {"block", "cluster", "grid", "auto"}) {
         SCOPED_TRACE(testing::Message() << policy << ": " << testing::PrintToString(k) << ", " << maps);
         const Wanted wanted(policy);
-        if (std::string(policy) != "auto") {
+        // One read has no kernels for groups of images that are not made of packs.
+        const std::int64_t pack = k.storage == POPNORM_F32 ? 4 : 8;
+        const bool small = k.layout == POPNORM_NCHW && k.storage != POPNORM_F64 && k.s % pack != 0;
+        if (std::string(policy) != "auto" && !(small && group.kind != POPNORM_WHOLE)) {
           const std::string text = popnorm::plan(c.problem()).info().policy;
           EXPECT_NE(text.find(std::string("forward ") + policy), std::string::npos) << text;
           EXPECT_NE(text.find(std::string("backward ") + policy), std::string::npos) << text;
