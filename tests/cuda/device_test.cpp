@@ -20,6 +20,12 @@ void must(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
 }
 
+popnorm_options on_cuda() {
+  popnorm_options options = POPNORM_OPTIONS_INIT;
+  options.backend = POPNORM_CUDA;
+  return options;
+}
+
 // Not managed: what frameworks have.
 class DeviceMemory {
  public:
@@ -65,7 +71,7 @@ class Step {
  public:
   explicit Step(const popnorm_problem& problem)
       : problem_(problem),
-        plan_(problem, options()),
+        plan_(problem, on_cuda()),
         elements_(problem.n * problem.c * problem.s),
         x_(bytes()),
         dy_(bytes()),
@@ -122,11 +128,6 @@ class Step {
   }
 
  private:
-  static popnorm_options options() {
-    popnorm_options o = POPNORM_OPTIONS_INIT;
-    o.backend = POPNORM_CUDA;
-    return o;
-  }
   [[nodiscard]] std::size_t bytes() const {
     return static_cast<std::size_t>(elements_) * (problem_.storage == POPNORM_F32 ? 4 : 2);
   }
@@ -156,8 +157,20 @@ std::vector<popnorm_problem> problems() {
 
 constexpr int kRuns = 12;
 
+class OnDevice : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    int devices = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
+      GTEST_SKIP() << "SKIP: this machine has no CUDA device";
+  }
+};
+using DeviceStreams = OnDevice;
+using DeviceGraphs = OnDevice;
+using DeviceAddresses = OnDevice;
+
 // Nothing waits between calls, so that each kernel may begin while the one before it, a caller's among them, ends.
-TEST(DeviceStreams, CallsThatNobodyWaitsForHaveTheBitsOfCallsThatAreWaitedFor) {
+TEST_F(DeviceStreams, CallsThatNobodyWaitsForHaveTheBitsOfCallsThatAreWaitedFor) {
   for (const popnorm_problem& problem : problems()) {
     SCOPED_TRACE(std::to_string(problem.c) + " channels");
     const Stream stream;
@@ -173,7 +186,7 @@ TEST(DeviceStreams, CallsThatNobodyWaitsForHaveTheBitsOfCallsThatAreWaitedFor) {
 }
 
 // Each with a thread of the host and a plan of its own.
-TEST(DeviceStreams, SideBySideKeepTheirBits) {
+TEST_F(DeviceStreams, SideBySideKeepTheirBits) {
   const std::vector<popnorm_problem> of = problems();
   std::vector<std::unique_ptr<Step>> alone, together;
   for (const popnorm_problem& problem : of) {
@@ -197,7 +210,7 @@ TEST(DeviceStreams, SideBySideKeepTheirBits) {
 }
 
 // Capture fails where a call allocates, waits, or uses another stream.
-TEST(DeviceGraphs, HaveTheBitsOfTheCallsThatWereCaptured) {
+TEST_F(DeviceGraphs, HaveTheBitsOfTheCallsThatWereCaptured) {
   for (const popnorm_problem& problem : problems()) {
     SCOPED_TRACE(std::to_string(problem.c) + " channels");
     const Stream stream;
@@ -217,81 +230,85 @@ TEST(DeviceGraphs, HaveTheBitsOfTheCallsThatWereCaptured) {
   }
 }
 
-class DeviceAddresses : public ::testing::Test {
- protected:
-  DeviceAddresses() : plan_(problem_of(POPNORM_NCHW, POPNORM_F32, 2, 3, 4), options()) {
-    args_ = POPNORM_FORWARD_ARGS_INIT;
-    args_.x = x_.data();
-    args_.y = y_.data();
-    args_.workspace = workspace_.data();
-    args_.workspace_bytes = workspace_.size();
-    args_.reserve = reserve_.data();
-    args_.reserve_bytes = reserve_.size();
+// A forward whose arguments are all the device's.
+class Call {
+ public:
+  Call() {
+    args.x = x.data();
+    args.y = y.data();
+    args.workspace = workspace.data();
+    args.workspace_bytes = workspace.size();
+    args.reserve = reserve.data();
+    args.reserve_bytes = reserve.size();
   }
-  static popnorm_options options() {
-    popnorm_options o = POPNORM_OPTIONS_INIT;
-    o.backend = POPNORM_CUDA;
-    return o;
-  }
-  void expect_host(const char* name) {
-    must(cudaMemset(y_.data(), 0x5a, y_.size()));
-    EXPECT_EQ(popnorm_forward(plan_.get(), &args_, nullptr), POPNORM_INVALID);
+  popnorm_status run() const { return popnorm_forward(plan_.get(), &args, nullptr); }
+  void expect_host(const char* name) const {
+    must(cudaMemset(y.data(), 0x5a, y.size()));
+    EXPECT_EQ(run(), POPNORM_INVALID);
     const std::string message = popnorm_last_error();
     EXPECT_NE(message.find(std::string("forward: ") + name + " is at host address"), std::string::npos) << message;
     EXPECT_EQ(cudaGetLastError(), cudaSuccess);
     must(cudaDeviceSynchronize());
-    EXPECT_EQ(y_.host(), std::vector<std::uint8_t>(y_.size(), 0x5a));
+    EXPECT_EQ(y.host(), std::vector<std::uint8_t>(y.size(), 0x5a));
   }
 
-  popnorm::plan plan_;
-  DeviceMemory x_{96}, y_{96}, workspace_{plan_.info().workspace_bytes}, reserve_{plan_.info().reserve_bytes};
-  popnorm_forward_args args_;
-  alignas(64) static inline std::uint8_t host_[1 << 16];  // not the allocator's, which a device reaches
+ private:
+  popnorm::plan plan_{problem_of(POPNORM_NCHW, POPNORM_F32, 2, 3, 4), on_cuda()};
+
+ public:
+  DeviceMemory x{96}, y{96}, workspace{plan_.info().workspace_bytes}, reserve{plan_.info().reserve_bytes};
+  popnorm_forward_args args = POPNORM_FORWARD_ARGS_INIT;
 };
 
 TEST_F(DeviceAddresses, OfTheHostAreRefusedByName) {
-  args_.x = host_;
-  expect_host("x");
-  args_.x = x_.data();
-  args_.scale = host_;
-  expect_host("scale");
-  args_.scale = nullptr;
-  args_.workspace = host_;
-  args_.workspace_bytes = sizeof(host_);
-  expect_host("workspace");
-  args_.workspace = workspace_.data();
-  args_.reserve = host_;
-  args_.reserve_bytes = sizeof(host_);
-  expect_host("reserve");
+  std::vector<std::uint8_t> host(std::size_t{1} << 16);
+  Call call;
+  call.args.x = host.data();
+  call.expect_host("x");
+  call.args.x = call.x.data();
+  call.args.scale = host.data();
+  call.expect_host("scale");
+  call.args.scale = nullptr;
+  call.args.workspace = host.data();
+  call.args.workspace_bytes = host.size();
+  call.expect_host("workspace");
+  call.args.workspace = call.workspace.data();
+  call.args.workspace_bytes = call.workspace.size();
+  call.args.reserve = host.data();
+  call.args.reserve_bytes = host.size();
+  call.expect_host("reserve");
 }
 
 TEST_F(DeviceAddresses, OfTheHostThatTheDeviceReachesAreServed) {
   void* pinned = nullptr;
   must(cudaMallocHost(&pinned, 96));
-  args_.x = pinned;
-  auto* values = static_cast<float*>(pinned);
+  auto* const values = static_cast<float*>(pinned);
   for (int i = 0; i < 24; ++i) values[i] = static_cast<float>(i);
-  EXPECT_EQ(popnorm_forward(plan_.get(), &args_, nullptr), POPNORM_SUCCESS) << popnorm_last_error();
+  Call call;
+  call.args.x = pinned;
+  EXPECT_EQ(call.run(), POPNORM_SUCCESS) << popnorm_last_error();
   must(cudaDeviceSynchronize());
-  const std::vector<std::uint8_t> pinned_y = y_.host();
-  must(cudaMemcpy(x_.data(), pinned, 96, cudaMemcpyHostToDevice));
-  args_.x = x_.data();
-  EXPECT_EQ(popnorm_forward(plan_.get(), &args_, nullptr), POPNORM_SUCCESS) << popnorm_last_error();
+  const std::vector<std::uint8_t> from_pinned = call.y.host();
+  must(cudaMemcpy(call.x.data(), pinned, 96, cudaMemcpyHostToDevice));
+  call.args.x = call.x.data();
+  EXPECT_EQ(call.run(), POPNORM_SUCCESS) << popnorm_last_error();
   must(cudaDeviceSynchronize());
-  EXPECT_EQ(y_.host(), pinned_y);
+  EXPECT_EQ(call.y.host(), from_pinned);
   must(cudaFreeHost(pinned));
 }
 
 // An error that the caller left is the caller's: it is neither reported as a launch's nor taken away.
 TEST_F(DeviceAddresses, AndErrorsOfOthersAreLeftToThem) {
+  Call call;
+  must(cudaMemset(call.x.data(), 0, call.x.size()));
   EXPECT_NE(cudaSetDevice(1 << 20), cudaSuccess);
-  EXPECT_EQ(popnorm_forward(plan_.get(), &args_, nullptr), POPNORM_SUCCESS) << popnorm_last_error();
+  EXPECT_EQ(call.run(), POPNORM_SUCCESS) << popnorm_last_error();
   EXPECT_NE(cudaGetLastError(), cudaSuccess);
   must(cudaDeviceSynchronize());
 }
 
 // More than 2^32 elements, all of them there. The values are multiples of 1/16 below 8, so that their sums are exact in f64.
-class DeviceHuge : public ::testing::TestWithParam<popnorm_problem> {};
+class DeviceHuge : public OnDevice, public ::testing::WithParamInterface<popnorm_problem> {};
 
 TEST_P(DeviceHuge, TensorsAreNormalizedWhole) {
   const popnorm_problem& problem = GetParam();
@@ -301,9 +318,7 @@ TEST_P(DeviceHuge, TensorsAreNormalizedWhole) {
   std::size_t available = 0, all = 0;
   must(cudaMemGetInfo(&available, &all));
   if (available < 2 * bytes + (std::size_t{1} << 30)) GTEST_SKIP() << "SKIP: the device has no 18 GB to spare";
-  popnorm_options options = POPNORM_OPTIONS_INIT;
-  options.backend = POPNORM_CUDA;
-  const popnorm::plan plan(problem, options);
+  const popnorm::plan plan(problem, on_cuda());
   const auto channels = static_cast<std::size_t>(problem.c);
   const DeviceMemory x(bytes), y(bytes), workspace(plan.info().workspace_bytes), reserve(plan.info().reserve_bytes),
       mean(channels * 4), invstd(channels * 4), dscale(channels * 4), dshift(channels * 4), sums(channels * 4 * 8),
