@@ -9,6 +9,7 @@ namespace popnorm_test {
 namespace {
 
 constexpr unsigned kThreads = 256;
+constexpr double kRoundingOfF32 = 0x1p-24, kRoundingOfBf16 = 0x1p-8;
 
 __device__ float value_at(std::int64_t i, std::uint32_t seed) {
   auto h = static_cast<std::uint64_t>(i) * 0x9e3779b97f4a7c15U + seed * 0xd1b54a32d192ed03U;
@@ -70,7 +71,8 @@ __global__ void count_wrong_y_kernel(const std::uint16_t* x, const std::uint16_t
   unsigned long long count = 0;
   each_position(shape, [&](std::int64_t i) {
     const double value = as_float(x[i]), expected = (value - mu) * inv;
-    const double limit = 0x1p-8 * fabs(expected) + 0x1p-20 * (fabs(value) + fabs(mu)) * inv;
+    const double limit =
+        kRoundingOfBf16 * fabs(expected) + kRoundingOfF32 * (8 * fabs(expected) + 16 + fabs(expected) + fabs(mu) * inv);
     if (!(fabs(as_float(y[i]) - expected) <= limit)) ++count;
   });
   if (count > 0) atomicAdd(wrong, count);
@@ -86,8 +88,9 @@ __global__ void count_wrong_dx_kernel(const std::uint16_t* x, const std::uint16_
   each_position(shape, [&](std::int64_t i) {
     const double value = as_float(x[i]), dy = value_at(i, dy_seed), xhat = (value - mu) * inv;
     const double expected = (dy - b - xhat * a) * inv;
+    // The means of |dy| and |dy xhat| are at most 8; four more roundings: of mean, invstd, dscale and dshift.
     const double limit =
-        0x1p-8 * fabs(expected) + 0x1p-20 * (fabs(dy) + fabs(b) + (fabs(value) + fabs(mu)) * inv * fabs(a)) * inv;
+        kRoundingOfBf16 * fabs(expected) + (24 + 4) * kRoundingOfF32 * inv * (fabs(dy) + 8 + (1 + fabs(xhat)) * 8);
     if (!(fabs(as_float(dx[i]) - expected) <= limit)) ++count;
   });
   if (count > 0) atomicAdd(wrong, count);

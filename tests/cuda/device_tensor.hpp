@@ -23,7 +23,7 @@ struct Shape {
 void sum(const std::uint16_t* x, const std::uint16_t* dy, const Shape& shape, double* sums);
 
 // Elements that are not y = (x - mean) invstd, and dx = invstd (dy - dshift / NS - (x - mean) invstd dscale / NS) with the dy that
-// `fill` makes of a seed, each within the rounding to bf16 and 16 u of its terms.
+// `fill` makes of a seed, each within its bound of docs/numerics.md and a rounding of each number that these are computed from.
 void count_wrong_y(const std::uint16_t* x, const std::uint16_t* y, const Shape& shape, const float* mean,
                    const float* invstd, unsigned long long* wrong);
 void count_wrong_dx(const std::uint16_t* x, const std::uint16_t* dx, const Shape& shape, std::uint32_t dy_seed,
