@@ -77,6 +77,7 @@ DeviceBuffer::DeviceBuffer(std::size_t bytes)
   void* memory = nullptr;
   check(cudaMalloc(&memory, bytes > 0 ? bytes : 1), "cudaMalloc");
   memory_.reset(memory);
+  check(cudaMemset(memory, 0, bytes), "cudaMemset");
 }
 
 void DeviceBuffer::put(const void* host, std::size_t bytes) const {

@@ -33,6 +33,12 @@ popnorm_type storage_of(const std::string& name) {
   return name == "bf16" ? POPNORM_BF16 : name == "f16" ? POPNORM_F16 : POPNORM_F32;
 }
 
+std::vector<std::string> variant_names() {
+  std::vector<std::string> names;
+  for (const Variant variant : kVariants) names.emplace_back(name_of(variant));
+  return names;
+}
+
 // An element of the storage type that was read back.
 double value_of(popnorm_type storage, const std::vector<unsigned char>& bytes, std::size_t i) {
   if (storage == POPNORM_F32) return static_cast<double>(reinterpret_cast<const float*>(bytes.data())[i]);
@@ -179,12 +185,12 @@ void register_rows(const Options& options, const DeviceInfo& device, bool& faile
           std::vector<std::string> names;
           for (const std::string& policy : options.policies) names.push_back("popnorm_" + policy);
           names.emplace_back("cudnn");
+          const std::string called =
+              std::string(name_of(operation)) + (variant != Variant::none ? std::string("+") + name_of(variant) : "");
           for (const bool cold : {true, false})
             for (const std::string& name : names) {
-              const std::string full = std::string(name_of(operation)) + (variant == Variant::none ? "" : "+") +
-                                       (variant == Variant::none ? "" : name_of(variant)) + "/" + name_of(layout) +
-                                       "/" + storage + "/" + layer.network + "/" + layer.dimensions() + "/" +
-                                       (cold ? "cold" : "warm") + "/" + name;
+              const std::string full = called + "/" + name_of(layout) + "/" + storage + "/" + layer.network + "/" +
+                                       layer.dimensions() + "/" + (cold ? "cold" : "warm") + "/" + name;
               benchmark::RegisterBenchmark(full.c_str(),
                                            [=](benchmark::State& state) { report(state, row, name, cold, measured); })
                   ->UseManualTime()
@@ -208,7 +214,7 @@ int run(int argc, char** argv) {
   app.add_option("--variants", options.variants,
                  "none, misaligned, relu, add_relu, groups: all but the first without cuDNN")
       ->delimiter(',')
-      ->check(CLI::IsMember({"none", "misaligned", "relu", "add_relu", "groups"}));
+      ->check(CLI::IsMember(variant_names()));
   app.add_option("--rounds", options.rounds)->check(CLI::PositiveNumber);
   app.add_option("--seconds", options.seconds, "rows that would begin later are left out");
   CLI11_PARSE(app, argc, argv);
