@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
     auto* const header = reinterpret_cast<ReserveHeader*>(args.source.reserve);
     if (header != nullptr && args.fusion.mask.first != nullptr && blockIdx.x == 0 && blockIdx.y == 0 &&
         Columns::thread() == 0)
-      header->masked = 1;
+      store_relaxed(&header->masked, 1);  // others of this launch have read it, for nothing
   }
 }
 

@@ -60,7 +60,7 @@ struct RowSource {
   Values scale{};
   Values shift{};
 
-  POPNORM_INLINE Rows<A> get() const {
+  __device__ __forceinline__ Rows<A> get() const {
     const auto* const header = reinterpret_cast<const ReserveHeader*>(reserve);
     const popnorm_statistics of = reserve != nullptr ? static_cast<popnorm_statistics>(header->statistics) : statistics;
     const bool given = of == POPNORM_GIVEN;
@@ -70,7 +70,7 @@ struct RowSource {
     rows.of = {r.weight, r.hi, r.lo, r.invstd, r.d, r.r2};
     rows.scale = {r.scale, kTypeOf<A>};
     rows.shift = {r.shift, kTypeOf<A>};
-    rows.masked = header->masked != 0 && header->mask_shape == mask_shape;
+    rows.masked = load_relaxed(&header->masked) != 0 && header->mask_shape == mask_shape;
     return rows;
   }
 };
