@@ -101,7 +101,7 @@ inline Reach reach_of(const Problem& p, std::initializer_list<Operand> operands)
   const auto all = [&](const auto& holds) {
     return std::ranges::all_of(operands, [&](const Operand& o) { return o.first == nullptr || holds(o); });
   };
-  if (p.storage == POPNORM_F64 || is_weighted(p) || p.n * p.s >= kMost - kBeyond) return Reach::any;
+  if (p.storage == POPNORM_F64 || is_weighted(p) || p.n * p.s >= kMost - kBeyond || p.c >= kMost) return Reach::any;
   if ((p.form == Form::rows ? has_packs(p) : p.c % pack == 0) &&
       all([&](const Operand& o) { return lies(o) && span(o) / pack < kMost; }))
     return Reach::even;

@@ -116,13 +116,13 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
   const std::int64_t c = first_channel<T, kAccess>(blockIdx.x);
   ChunksFromEnd<T, kAccess> chunks(args.extents, args.stretch, c);
   Chunk<T, kAccess> x, dy;
-  const auto read = [&] {
+  const auto read = [&](Use use) {
     const Packs<T, kAccess> packs = chunks.packs();
-    x.load(args.x, packs, true);
-    dy.load(args.dy, packs, true);
+    x.load(args.x, packs, use);
+    dy.load(args.dy, packs, use);
   };
   const bool early = is_even(kAccess) && args.follows && chunks.any();
-  if (early) read();
+  if (early) read(Use::early);
   wait_for_earlier_launches();
   if (!chunks.any()) return;
   const Rows<A> rows = args.source.get();
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
   with_alike<kAccess>(gradient.alike(), [&](auto alike) {
 #pragma unroll 1
     for (bool held = early;; held = false) {
-      if (!held) read();
+      if (!held) read(Use::last);
       const Packs<T, kAccess> packs = chunks.packs();
       float weight[kWeighted ? Shape<T, kAccess>::kWeights : 1];
       if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, packs, weight);

@@ -348,12 +348,12 @@ struct Chunk {
     }
   }
 
-  __device__ __forceinline__ void load(const Operand& from, Packs<T, kAccess> packs, bool last) {
+  __device__ __forceinline__ void load(const Operand& from, Packs<T, kAccess> packs, Use use) {
     clear();
     if constexpr (is_small(kAccess)) {
       take(packs.there());
       by_cursor(from, packs, [&](int i, bool there, const T* at) {
-        if (there) load_word<S::kPackBytes>(held + i * S::kPack, at, last);
+        if (there) load_word<S::kPackBytes>(held + i * S::kPack, at, use);
       });
     } else {
 #pragma unroll
@@ -364,14 +364,14 @@ struct Chunk {
         // Absent ones come from where something is: no branch between loads.
         const T* const anywhere = static_cast<const T*>(from.first);
         if constexpr (is_even(kAccess)) {
-          load_word<16>(held + i * S::kPack, mask != 0 ? packs.of(from, 0) : anywhere, last);
+          load_word<16>(held + i * S::kPack, mask != 0 ? packs.of(from, 0) : anywhere, use);
         } else if constexpr (is_narrow(kAccess)) {
 #pragma unroll
           for (int j = 0; j < S::kPack; ++j)
             held[i * S::kPack + j] = *((mask >> j & 1U) != 0 ? packs.of(from, j) : anywhere);
         } else {
           if (from.packs && mask == S::kWhole) {
-            load_word<16>(held + i * S::kPack, packs.of(from, 0), last);
+            load_word<16>(held + i * S::kPack, packs.of(from, 0), use);
             continue;
           }
 #pragma unroll

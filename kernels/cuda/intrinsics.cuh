@@ -108,14 +108,19 @@ __device__ __forceinline__ void cluster_barrier() {
 }
 __device__ __forceinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
 
-// 16, 8, 4 or 2 bytes, both addresses aligned to that. `last`: not needed again soon, so that what is stays in the L2 cache.
+// What a word is read for: soon to be read again; not soon, so that what will be stays in the L2 cache; or early, before this kernel has
+// waited for the launches before it. A launch that has ended may have written that, but nothing promises that this multiprocessor's L1
+// cache has heard of it: it is read from L2.
+enum class Use { again, last, early };
+
+// 16, 8, 4 or 2 bytes, both addresses aligned to that.
 template <int kBytes>
 using Word = std::conditional_t<kBytes == 16, int4,
                                 std::conditional_t<kBytes == 8, int2, std::conditional_t<kBytes == 4, int, short>>>;
 template <int kBytes>
-__device__ __forceinline__ void load_word(void* to, const void* from, bool last) {
+__device__ __forceinline__ void load_word(void* to, const void* from, Use use) {
   const auto* memory = static_cast<const Word<kBytes>*>(from);
-  *static_cast<Word<kBytes>*>(to) = last ? __ldcs(memory) : *memory;
+  *static_cast<Word<kBytes>*>(to) = use == Use::early ? __ldcg(memory) : use == Use::last ? __ldcs(memory) : *memory;
 }
 template <int kBytes>
 __device__ __forceinline__ void store_word(void* to, const void* from) {
@@ -224,7 +229,7 @@ inline bool block_any(bool value) { return simt::block_any(value); }
 inline void cluster_barrier() { simt::cluster_barrier(); }
 inline void grid_barrier() { simt::grid_barrier(); }
 template <int kBytes>
-void load_word(void* to, const void* from, bool /*last*/) {
+void load_word(void* to, const void* from, Use /*use*/) {
   simt::expect_aligned(from, kBytes);
   __builtin_memcpy(to, from, kBytes);
 }

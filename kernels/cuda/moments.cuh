@@ -126,7 +126,7 @@ __device__ __forceinline__ void first_elements(const Operand& x, const Extents& 
     const T* const at = x.at<T>(sample, tile.c + from, position);
     if constexpr (S::kChannels > 1 && is_even(kAccess)) {
       alignas(16) T pack[S::kPack];
-      load_word<16>(pack, at, false);
+      load_word<16>(pack, at, Use::again);
 #pragma unroll
       for (int i = 0; i < S::kPack; ++i) first[i] = to_arithmetic(pack[i]);
     } else {
@@ -310,7 +310,7 @@ __device__ __forceinline__ void weighted_tile_moments(const MomentsArgs& args, c
   for (int i = 0; i < chunks; ++i, packs.next_chunk()) {
     Chunk<T, kAccess> held;
     Moments of_chunk[S::kChannels];
-    held.load(args.x, packs, false);
+    held.load(args.x, packs, Use::again);
     weighted_chunk_moments<A>(held, {args.weights, args.groups, args.affine}, packs, shared, of_chunk);
     if (threadIdx.y != 0) continue;
 #pragma unroll
@@ -341,7 +341,7 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), sizeo
           args, stretch, shared,
           [&](Chunk<T, kAccess>& held, const Packs<T, kAccess>& packs, int i, bool again) {
             if (again)
-              held.load(args.x, packs, false);
+              held.load(args.x, packs, Use::again);
             else
               ring.read(stretch.chunks() - i, packs, held, args.x);
           },

@@ -29,7 +29,7 @@ __device__ __forceinline__ void normalize_chunk(const Operand& y, [[maybe_unused
   [[maybe_unused]] Chunk<T, kAccess> residual;
   [[maybe_unused]] unsigned passed = 0;
   if constexpr (kFused)
-    if (fusion.residual.first != nullptr) residual.load(fusion.residual, packs, true);
+    if (fusion.residual.first != nullptr) residual.load(fusion.residual, packs, Use::last);
   write_chunk<T, kAccess>(
       y, packs, alike, [&](std::int64_t sample) { normalized.enter(sample); },
       [&](int i, int k) {
@@ -54,9 +54,9 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
   const std::int64_t c = first_channel<T, kAccess>(blockIdx.x);
   ChunksFromEnd<T, kAccess> chunks(args.extents, args.stretch, c);
   Chunk<T, kAccess> x;
-  const auto read = [&] { x.load(args.x, chunks.packs(), true); };
+  const auto read = [&](Use use) { x.load(args.x, chunks.packs(), use); };
   const bool early = is_even(kAccess) && args.follows && chunks.any();
-  if (early) read();
+  if (early) read(Use::early);
   wait_for_earlier_launches();
   if (!chunks.any()) return;
   const Rows<A> rows = args.source.get();
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
   with_alike<kAccess>(normalized.alike(), [&](auto alike) {
 #pragma unroll 1
     for (bool held = early;; held = false) {
-      if (!held) read();
+      if (!held) read(Use::last);
       const Packs<T, kAccess> packs = chunks.packs();
       if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, packs, nullptr);
       normalize_chunk<A, T, kAccess, kFused>(args.y, args.fusion, packs, x, alike, normalized);

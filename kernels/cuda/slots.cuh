@@ -58,7 +58,7 @@ class Slots {
     if (number < room_)
       chunk.get(slot(number, tensor), packs);
     else
-      chunk.load(from, packs, last);
+      chunk.load(from, packs, last ? Use::last : Use::again);
   }
   // Calls body(number, packs) for the chunks of a stretch: those that are not held from the end, because what was read last is still
   // near; then those that are, in the order of fetching.
@@ -127,7 +127,7 @@ class Ring {
   // The next chunk, of `left` that are left.
   __device__ __forceinline__ void read(int left, const Packs<T, kAccess>& packs, Chunk<T, kAccess>& x,
                                        const Operand& from) {
-    if (slots_.room() == 0) return x.load(from, packs, false);
+    if (slots_.room() == 0) return x.load(from, packs, Use::again);
     await(left);
     x.get(slots_.slot(turn_, 0), packs);
     give_up(left, from);
@@ -135,8 +135,8 @@ class Ring {
   __device__ __forceinline__ void read(int left, const Packs<T, kAccess>& packs, Chunk<T, kAccess>& x,
                                        const Operand& from_x, Chunk<T, kAccess>& dy, const Operand& from_dy) {
     if (slots_.room() == 0) {
-      x.load(from_x, packs, false);
-      return dy.load(from_dy, packs, false);
+      x.load(from_x, packs, Use::again);
+      return dy.load(from_dy, packs, Use::again);
     }
     await(left);
     x.get(slots_.slot(turn_, 0), packs);
