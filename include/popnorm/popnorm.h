@@ -93,7 +93,7 @@ typedef enum popnorm_type {
   POPNORM_F32 = 1,
   POPNORM_F64 = 2,
   POPNORM_BF16 = 3, /* storage only: computed in f32, y and dx rounded once to nearest even */
-  POPNORM_F16 = 4   /* likewise; what exceeds 65504 is stored as infinity */
+  POPNORM_F16 = 4   /* likewise; what rounds beyond 65504 is stored as infinity */
 } popnorm_type;
 
 typedef enum popnorm_layout {
@@ -112,7 +112,7 @@ typedef struct popnorm_strides {
 /* What the batch is: a map gives every sample n an id. */
 typedef enum popnorm_map_kind {
   POPNORM_WHOLE = 0,      /* all samples 0. k must be 0 */
-  POPNORM_CONTIGUOUS = 1, /* n / k: k neighbours each, the last ids' fewer. Ghost BN; one id per worker's share */
+  POPNORM_CONTIGUOUS = 1, /* n / k: k neighbours each, the last id's maybe fewer. Ghost BN; one id per worker's share */
   POPNORM_STRIDED = 2,    /* n % k: k ids dealt in turn */
   POPNORM_PER_SAMPLE = 3, /* n. Instance normalization, as norm_group. k must be 0 */
   POPNORM_LABELS = 4      /* any: int32 ids in [0, k) come with each call (popnorm_batch). Domains, permuted groups */
@@ -151,7 +151,7 @@ typedef struct popnorm_problem {
   int64_t c; /* channels, >= 1 */
   int64_t s; /* positions, >= 0 */
   popnorm_layout layout;
-  popnorm_type storage;    /* of x, y, dy, dx */
+  popnorm_type storage;    /* of x, y, dy, dx, residual, dresidual */
   popnorm_type parameters; /* of scale, shift, dscale, dshift: f32 or f64 */
   popnorm_type statistics; /* of mean, variance, saved_*, running_*: f32 or f64 */
   double epsilon;          /* finite, >= 0; with epsilon = 0 a channel of variance 0 has invstd 0 */
@@ -207,7 +207,7 @@ typedef enum popnorm_device_status {
 /* ------------------------------------------------------------------------------------------------ execution options */
 
 typedef enum popnorm_backend {
-  /* POPNORM_BACKEND=cpu|cuda in the environment; else cuda where options.memory is memory of a CUDA device, or managed and plans
+  /* POPNORM_BACKEND=cpu|cuda|auto in the environment; else cuda where options.memory is memory of a CUDA device, or managed and plans
    * can be made for one; else cpu, as where the module that could tell is not installed. POPNORM_VERBOSE=dispatch tells. */
   POPNORM_BACKEND_AUTO = 0,
   POPNORM_CPU = 1,
@@ -215,14 +215,14 @@ typedef enum popnorm_backend {
    * never falls back: UNSUPPORTED names what is missing, the module, a driver, a device, a recent enough one or
    * kernels for it. Plans are for the device that is current when they are made; `stream` is a cudaStream_t. Every
    * pointer of a run entry (tensors, parameters, labels, weights, workspace, reserve, populations, moments; not the
-   * structs, nor the list of parts) is memory of that device, or managed: host memory is INVALID. Entries only
-   * enqueue kernels on the stream: no allocation, no copy, no wait. What arrays hold is checked by nobody before a
+   * structs, nor the list of parts) is memory of that device, managed, or pinned host memory that the device reaches at
+   * the same address: other host memory is INVALID. Entries only enqueue kernels on the stream: no allocation, no copy, no wait. What arrays hold is checked by nobody before a
    * launch: labels and weights that the CPU would refuse are reported by popnorm_batch.device_status; no header of a
    * reserve or population is compared; popnorm_population_* take host memory. In backward_apply, sums that are null
    * although statistics are not given make dx NaN. Bits are the same from run to run and by whichever way
    * POPNORM_CUDA_POLICY names (popnorm_plan_info.policy), not those of the CPU. Not served (UNSUPPORTED): second
-   * derivatives; combine of more than 128 parts where moments is one of those beyond; `executor` is INVALID, `isa`,
-   * `schedule` and `stores` say nothing. */
+   * derivatives; combine of more than 128 parts where moments is one of those beyond; more than 2^31 - 1 blocks of
+   * channels; `executor` is INVALID, `isa`, `schedule` and `stores` say nothing. */
   POPNORM_CUDA = 2
 } popnorm_backend;
 
@@ -279,10 +279,10 @@ POPNORM_API int32_t popnorm_backend_available(popnorm_backend backend);
 typedef struct popnorm_plan popnorm_plan;
 
 /* Validates `problem` and `options` (null = defaults) and makes a plan. One allocation, a few microseconds.
- * INVALID: null problem or plan; n < 0, c < 1, s < 0; a size whose bytes overflow 63 bits; non-finite or negative epsilon;
- *          unknown enum values; strides that let rows overlap; a map's k < 1 where it has one, not 0 where it has none;
+ * INVALID: null problem or plan; a struct smaller than this version's first; n < 0, c < 1, s < 0; a size whose bytes overflow
+ *          63 bits; non-finite or negative epsilon; unknown enum values; strides that are negative or let rows overlap; a map's k < 1 where it has one, not 0 where it has none;
  *          a slope that is not finite, adds_residual that is neither 0 nor 1; an executor without parallel_for or
- *          concurrency < 1; an ISA, or a backend in POPNORM_BACKEND, that does not exist.
+ *          concurrency < 1; an ISA, a backend in POPNORM_BACKEND, or a way in POPNORM_CUDA_POLICY, that does not exist.
  * UNSUPPORTED: types, backends, an ISA that exists but does not run here; more than 2^31 - 1 samples with a map other than
  *          WHOLE, or as many ids; struct bytes this version does not know.
  * OUT_OF_MEMORY: the allocation failed. On failure *plan is null. */
@@ -313,6 +313,8 @@ typedef struct popnorm_plan_info {
 #define POPNORM_PLAN_INFO_INIT \
   { sizeof(popnorm_plan_info), 0, 0, 0, 0, POPNORM_BACKEND_AUTO, NULL, 0, 0, 0, 0, 0, NULL }
 
+/* What the plan chose and how much memory its calls need. INVALID: null plan or info; a struct too small. UNSUPPORTED: struct bytes
+ * this version does not know. */
 POPNORM_API popnorm_status popnorm_plan_query(const popnorm_plan* plan, popnorm_plan_info* info);
 
 /* ------------------------------------------------------------------------------------------------ population */
@@ -349,7 +351,8 @@ typedef enum popnorm_estimator {
   POPNORM_BIASED = 0,                 /* m2/weight */
   POPNORM_UNBIASED = 1,               /* m2/(weight-1); weight <= 1: as biased */
   POPNORM_MEAN_OF_BATCH_VARIANCES = 2 /* var_sum/var_weight: what other libraries average. It omits the variance between
-                                         batch means, so it is too small by about (between-sample variance)/batch size */
+                                         batch means, so it is too small by about (between-sample variance)/batch size.
+                                         As biased where no batch had a variance (var_weight 0) */
 } popnorm_estimator;
 
 /* Bytes of a population. INVALID: slots or c < 1, overflow, null. */
@@ -378,7 +381,7 @@ typedef struct popnorm_population_feed_args {
 /* Feeds one batch. Per slot the batch is taken whole or not at all: if any channel's moments are non-finite, only that
  * channel's nonfinite count changes; a channel of weight 0 does not change. Weights are effective numbers of elements: EMA
  * mixes them as it mixes means. INVALID: a corrupted or foreign header, momentum outside [0, 1], null arrays, negative
- * weight or m2. */
+ * weight or m2. UNSUPPORTED, as wherever a population is taken: a header of another version. */
 POPNORM_API popnorm_status popnorm_population_feed(void* population, size_t bytes,
                                                    const popnorm_population_feed_args* args);
 
@@ -407,7 +410,7 @@ POPNORM_API popnorm_status popnorm_population_combine(void* target, size_t targe
 /* Takes out of target what `other` holds: the inverse of popnorm_population_combine (a domain, a worker, a bad batch).
  * Digits cancel. With target's |mean|, weight and m2 before, w of the weight left, and e = 2^-53*|mean|*weight/w, the mean is
  * off by a few e and m2 by a few 2^-53*m2 + e*(sqrt(w*m2) + e*w); m2 that cancels entirely is 0. INVALID, nothing written:
- * as popnorm_population_combine; other holds more weight, batches or steps than target. */
+ * as popnorm_population_combine; other holds more weight, batches, steps or non-finite batches than target. */
 POPNORM_API popnorm_status popnorm_population_subtract(void* target, size_t target_bytes, const void* other,
                                                        size_t other_bytes);
 
@@ -444,12 +447,13 @@ POPNORM_API popnorm_status popnorm_population_drift(const void* population, size
                                                     size_t reference_bytes, popnorm_drift* drift);
 
 /* The population as bytes for a file: the same layout, little-endian on every machine, with a checksum (CRC-64/XZ of all other
- * bytes) in the header. `to` has at least the population's bytes and may not overlap it. */
+ * bytes) in the header. `to` has at least the population's bytes and may not overlap it. INVALID, nothing written: a corrupted or
+ * foreign header, to null, too small or overlapping. */
 POPNORM_API popnorm_status popnorm_population_serialize(const void* population, size_t bytes, void* to,
                                                         size_t to_bytes);
 
 /* Reads such bytes back; `population` has room for them (popnorm_population_size). INVALID, nothing written: truncated or
- * damaged bytes, too little room. UNSUPPORTED: a later version. */
+ * damaged bytes, too little room. UNSUPPORTED: another version, or damage to the bytes that say which. */
 POPNORM_API popnorm_status popnorm_population_deserialize(const void* from, size_t from_bytes, void* population,
                                                           size_t bytes);
 
@@ -641,7 +645,7 @@ typedef struct popnorm_finalize_args {
   }
 
 /* Turns moments (or given statistics) into the reserve: per channel {hi, lo, invstd}, weight, and the scale and shift used.
- * INVALID: as popnorm_forward. */
+ * INVALID: as popnorm_forward; negative weight or m2 in moments; group_slot missing, out of range, or not null where it must be. */
 POPNORM_API popnorm_status popnorm_finalize(const popnorm_plan* plan, const popnorm_finalize_args* args, void* stream);
 
 typedef struct popnorm_normalize_args {
@@ -722,7 +726,8 @@ POPNORM_API popnorm_status popnorm_backward_apply(const popnorm_plan* plan, cons
  *   grad_x     = -a*invstd*(p*v + q*dy - (p*mean(v) + q*mean(dy)) + xhat*(mean(v*dy) - mean(v)*mean(dy) - 3*p*q))
  *                + v_scale*invstd*(dy - mean(dy) - xhat*p),       p = mean(dy*xhat), q = mean(v*xhat)
  * through batch statistics, means over a group; with given ones grad_dy = a*v + v_shift + xhat*v_scale,
- * grad_scale = invstd*sum(v*dy), grad_x = v_scale*invstd*dy. Composed from the operations above, in three or four sweeps.
+ * grad_scale = invstd*sum(v*dy), grad_x = v_scale*invstd*dy. Composed from the operations above: one sweep for grad_dy, two
+ * for grad_x, and of sums one over (v, dy) if there is v and through batch statistics one over (x, dy) and, for v, (x, v).
  * There is no entry for third derivatives: a framework must refuse them rather than differentiate this call. */
 typedef struct popnorm_double_backward_args {
   size_t size;

@@ -164,25 +164,33 @@ TEST(CudaBackend, IsTakenWhereMemoryIs) {
   ::setenv("POPNORM_BACKEND", forced.c_str(), 1);
 }
 
-// docs/design.md: a 64th of a tensor and at most 4 MiB for tiles, 96 bytes per channel and row, and what sorting labels takes.
+// docs/design.md: a 64th of a tensor and at most 4 MiB for tiles, 96 bytes per channel and row or affine slot, and what sorting labels takes.
 TEST(CudaBackend, NeedsNoMoreScratchThanPromised) {
   struct Case {
     std::int64_t n, c, s;
     popnorm_map group;
+    popnorm_map affine{POPNORM_WHOLE, 0};
   };
   for (const popnorm_type storage : kStorageTypes)
     for (const popnorm_layout layout : {POPNORM_NCHW, POPNORM_NHWC})
       for (const Case& k : {Case{1, 1, std::int64_t{1} << 32, {POPNORM_WHOLE, 0}},
+                            Case{1000, 64, 16, {POPNORM_WHOLE, 0}, {POPNORM_LABELS, 1000}},
+                            Case{1000, 64, 16, {POPNORM_LABELS, 10}, {POPNORM_STRIDED, 700}},
+                            Case{1000000, 8, 1, {POPNORM_LABELS, 8}, {POPNORM_LABELS, 8}},
+                            Case{300, 3, 50, {POPNORM_LABELS, 300}, {POPNORM_LABELS, 300}},
                             Case{2, 100000, 1, {POPNORM_WHOLE, 0}}, Case{1000000, 8, 1, {POPNORM_LABELS, 8}},
                             Case{64, 64, 16, {POPNORM_WHOLE, 0}}, Case{64, 64, 16, {POPNORM_PER_SAMPLE, 0}},
                             Case{1, 1, 1, {POPNORM_WHOLE, 0}}, Case{50, 2048, 49, {POPNORM_CONTIGUOUS, 10}}}) {
         popnorm_problem problem = popnorm::problem(layout, k.n, k.c, k.s);
         problem.storage = storage;
         problem.norm_group = k.group;
+        problem.affine_slot = k.affine;
         const popnorm_plan_info info = popnorm::plan(problem).info();
         const std::int64_t bytes = k.n * k.c * k.s * static_cast<std::int64_t>(size_of(storage));
-        const std::int64_t sorting = k.group.kind == POPNORM_LABELS ? 16 * k.n + (std::int64_t{256} << 10) : 0;
-        const std::int64_t most = std::min<std::int64_t>(bytes / 64, 4 << 20) + 96 * k.c * info.groups + sorting + 1024;
+        const bool sorts = k.group.kind == POPNORM_LABELS || k.affine.kind == POPNORM_LABELS;
+        const std::int64_t sorting = sorts ? 16 * k.n + (std::int64_t{128} << 10) : 0;
+        const std::int64_t rows = std::max(info.groups, info.affine_slots);
+        const std::int64_t most = std::min<std::int64_t>(bytes / 64, 4 << 20) + 96 * k.c * rows + sorting + 1024;
         EXPECT_LE(static_cast<std::int64_t>(info.workspace_bytes), most)
             << name_of(storage) << " layout " << layout << " " << k.n << "x" << k.c << "x" << k.s;
       }
