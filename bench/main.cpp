@@ -168,6 +168,7 @@ class Bench {
             {"cores", benchmark::CPUInfo::Get().num_cpus},
             {"last_level_cache_bytes", last_level_cache()},
             {"threads", options_.threads},
+            {"seconds", options_.protocol.seconds},
             {"popnorm_version", popnorm_version()},
             {"library_build", library_build()},
             {"popnorm_numerics_version", popnorm_numerics_version()},
@@ -374,8 +375,7 @@ int run(int argc, char** argv) {
   app.add_flag("--full", options.full, "every layer of the list instead of ResNet-50's; goes on where it stopped");
   app.add_flag("--restart", options.restart, "forget the rows that the report has");
   app.add_flag("--cold", options.cold, "measure each row a second time with rotating sets of buffers");
-  app.add_option("--cold-mb", options.cold_megabytes,
-                 "bytes to rotate through (default: 2x last-level cache, <= 1 GB)");
+  app.add_option("--cold-mb", options.cold_megabytes, "MB to rotate through (default: 2x last-level cache, <= 1 GB)");
   app.add_option("--threads", options.threads, "threads of every contender")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
