@@ -26,6 +26,9 @@ __device__ void store(__half* to, float value) { *to = __float2half(value); }
 
 template <class T>
 __global__ void fill_kernel(T* to, std::int64_t elements, std::uint32_t seed, bool late) {
+#if __CUDA_ARCH__ >= 900
+  if (late) cudaTriggerProgrammaticLaunchCompletion();
+#endif
   if (late && blockIdx.x == gridDim.x - 1)
     for (const long long begin = clock64(); clock64() - begin < 50000;) {
     }
@@ -96,6 +99,8 @@ __global__ void count_wrong_dx_kernel(const std::uint16_t* x, const std::uint16_
   if (count > 0) atomicAdd(wrong, count);
 }
 
+__global__ void trap_kernel() { __trap(); }
+
 void check(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
 }
@@ -133,6 +138,11 @@ void count_wrong_dx(const std::uint16_t* x, const std::uint16_t* dx, const Shape
                     unsigned long long* wrong) {
   count_wrong_dx_kernel<<<blocks_of(shape), kThreads>>>(x, dx, shape, dy_seed, mean, invstd, dscale, dshift, wrong);
   check(cudaPeekAtLastError());
+}
+
+void fail_on_device() {
+  trap_kernel<<<1, 1>>>();
+  if (cudaDeviceSynchronize() == cudaSuccess) throw std::runtime_error("a kernel that traps did not fail");
 }
 
 }  // namespace popnorm_test

@@ -9,8 +9,8 @@
 
 namespace popnorm_test {
 
-// Multiples of 1/16 in [-8, 8), which every storage type has: a hash of seed and index. With `late`, which is launched as any kernel of
-// a caller's, the last of them are written a while after the first.
+// Multiples of 1/16 in [-8, 8), which every storage type has: a hash of seed and index. With `late` the last of them are written a while
+// after the first, and the next launch of the stream may begin meanwhile if it asked for that.
 void fill(void* to, popnorm_type storage, std::int64_t elements, std::uint32_t seed, cudaStream_t stream, bool late);
 
 // Of a dense tensor of bf16.
@@ -29,6 +29,9 @@ void count_wrong_y(const std::uint16_t* x, const std::uint16_t* y, const Shape& 
 void count_wrong_dx(const std::uint16_t* x, const std::uint16_t* dx, const Shape& shape, std::uint32_t dy_seed,
                     const float* mean, const float* invstd, const float* dscale, const float* dshift,
                     unsigned long long* wrong);
+
+// Traps in a kernel and waits until the device's context has ended.
+void fail_on_device();
 
 }  // namespace popnorm_test
 
