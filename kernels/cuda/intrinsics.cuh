@@ -52,6 +52,11 @@ POPNORM_INLINE int lowest_bit(unsigned bits) {
 #endif
 }
 
+// What a word is read for: soon to be read again; not soon, so that what will be stays in the L2 cache; or early, before this kernel has
+// waited for the launches before it. A launch that has ended may have written that, but nothing promises that this multiprocessor's L1
+// cache has heard of it: it is read from L2.
+enum class Use { again, last, early };
+
 #ifdef __CUDACC__
 
 // The block's dynamic shared memory.
@@ -107,11 +112,6 @@ __device__ __forceinline__ void cluster_barrier() {
 #endif
 }
 __device__ __forceinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
-
-// What a word is read for: soon to be read again; not soon, so that what will be stays in the L2 cache; or early, before this kernel has
-// waited for the launches before it. A launch that has ended may have written that, but nothing promises that this multiprocessor's L1
-// cache has heard of it: it is read from L2.
-enum class Use { again, last, early };
 
 // 16, 8, 4 or 2 bytes, both addresses aligned to that.
 template <int kBytes>
