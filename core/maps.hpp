@@ -81,8 +81,8 @@ class Cells {
     std::int32_t* cell;    // [n]
     std::int32_t* row;     // [most]
     std::int32_t* affine;  // [most]
-    std::int32_t* next;    // [most]
-    std::int32_t* first;   // [rows]
+    std::int32_t* next;    // [most]: of the same bucket
+    std::int32_t* bucket;  // [most]
   };
 
   Cells(const Labelled& row, const Labelled& affine, const Wave& wave, const Arrays& arrays)
@@ -143,12 +143,16 @@ class Cells {
   // In the order in which each row meets its affine slots, which no sample of another row changes.
   void list(const Arrays& arrays) {
     arrays_ = arrays;
-    std::fill(arrays.first, arrays.first + wave_.rows, -1);
+    const auto buckets = static_cast<std::uint64_t>(most(row_.map, affine_.map, wave_.n, wave_.rows));
+    std::fill_n(arrays.bucket, buckets, -1);
     for (std::int64_t n = 0; n < wave_.n; ++n) {
       const auto row = static_cast<std::int32_t>(row_(wave_.n0 + n) - wave_.row0);
       const auto affine = static_cast<std::int32_t>(affine_(wave_.n0 + n));
-      std::int32_t* link = &arrays.first[row];
-      while (*link >= 0 && arrays.affine[*link] != affine) link = &arrays.next[*link];
+      const std::uint64_t pair = static_cast<std::uint64_t>(row) * static_cast<std::uint64_t>(affine_.map.count) +
+                                 static_cast<std::uint64_t>(affine);
+      const std::uint64_t hash = pair * 0x9e3779b97f4a7c15U >> 32;  // Fibonacci hashing (Knuth 6.4)
+      std::int32_t* link = &arrays.bucket[hash * buckets >> 32];
+      while (*link >= 0 && (arrays.row[*link] != row || arrays.affine[*link] != affine)) link = &arrays.next[*link];
       if (*link < 0) {
         const auto cell = static_cast<std::int32_t>(count_++);
         *link = cell;

@@ -98,7 +98,6 @@ class Partition {
 
   // What is reduced at once: a slot, or a tile with its slots of all classes.
   std::int64_t units() const { return units_; }
-  std::int64_t classes() const { return classes_; }
   bool shares_tiles() const { return shape_.shared(); }
 
   // Calls body(slot number, slot) for the slots of a unit, absent classes included.

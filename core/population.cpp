@@ -87,6 +87,20 @@ void make_empty(void* population, std::size_t bytes, std::int64_t slots, std::in
 static_assert(sizeof(popnorm_population_header) == 128);
 static_assert(std::endian::native == std::endian::little, "the serialized form is what lies in memory");
 
+popnorm_status population_bytes(const char* operation, std::int64_t slots, std::int64_t c, std::size_t& bytes) {
+  if (slots < 1)
+    return fail(POPNORM_INVALID, "%s: slots is %lld, must be >= 1", operation, static_cast<long long>(slots));
+  if (c < 1) return fail(POPNORM_INVALID, "%s: c is %lld, must be >= 1", operation, static_cast<long long>(c));
+  std::int64_t count = 0;
+  if (__builtin_mul_overflow(slots, c, &count) ||
+      __builtin_mul_overflow(count, kPopulationArrays * static_cast<std::int64_t>(sizeof(double)), &count) ||
+      __builtin_add_overflow(count, static_cast<std::int64_t>(sizeof(popnorm_population_header)), &count))
+    return fail(POPNORM_INVALID, "%s: slots %lld x c %lld overflows 63 bits", operation, static_cast<long long>(slots),
+                static_cast<long long>(c));
+  bytes = static_cast<std::size_t>(count);
+  return POPNORM_SUCCESS;
+}
+
 popnorm_status check_population(const char* operation, const char* name, const void* population, std::size_t bytes) {
   if (population == nullptr) return fail(POPNORM_INVALID, "%s: %s is null", operation, name);
   if (reinterpret_cast<std::uintptr_t>(population) % alignof(double) != 0)
@@ -109,7 +123,7 @@ popnorm_status check_header(const char* operation, const char* name, const popno
     return fail(POPNORM_UNSUPPORTED, "%s: %s has version %u, this library reads %u", operation, name, header.version,
                 kVersion);
   std::size_t expected = 0;
-  if (popnorm_population_size(header.slots, header.c, &expected) != POPNORM_SUCCESS || header.bytes != expected ||
+  if (population_bytes(operation, header.slots, header.c, expected) != POPNORM_SUCCESS || header.bytes != expected ||
       header.steps < 0 || header.checksum != 0 ||
       std::any_of(std::begin(header.room), std::end(header.room), [](std::uint8_t byte) { return byte != 0; }))
     return fail(POPNORM_INVALID, "%s: %s has a corrupted header (slots %lld, c %lld, steps %lld, bytes %llu)",
@@ -127,17 +141,7 @@ extern "C" {
 popnorm_status popnorm_population_size(int64_t slots, int64_t c, size_t* bytes) {
   using namespace popnorm;
   if (bytes == nullptr) return fail(POPNORM_INVALID, "population_size: bytes is null");
-  if (slots < 1)
-    return fail(POPNORM_INVALID, "population_size: slots is %lld, must be >= 1", static_cast<long long>(slots));
-  if (c < 1) return fail(POPNORM_INVALID, "population_size: c is %lld, must be >= 1", static_cast<long long>(c));
-  std::int64_t count = 0;
-  if (__builtin_mul_overflow(slots, c, &count) ||
-      __builtin_mul_overflow(count, kPopulationArrays * static_cast<std::int64_t>(sizeof(double)), &count) ||
-      __builtin_add_overflow(count, static_cast<std::int64_t>(sizeof(popnorm_population_header)), &count))
-    return fail(POPNORM_INVALID, "population_size: slots %lld x c %lld overflows 63 bits",
-                static_cast<long long>(slots), static_cast<long long>(c));
-  *bytes = static_cast<std::size_t>(count);
-  return POPNORM_SUCCESS;
+  return population_bytes("population_size", slots, c, *bytes);
 }
 
 popnorm_status popnorm_population_init(void* population, size_t bytes, int64_t slots, int64_t c) {
@@ -145,8 +149,7 @@ popnorm_status popnorm_population_init(void* population, size_t bytes, int64_t s
   constexpr const char* operation = "population_init";
   return entry(operation, nullptr, [&] {
     std::size_t needed = 0;
-    if (const popnorm_status status = popnorm_population_size(slots, c, &needed); status != POPNORM_SUCCESS)
-      return status;
+    POPNORM_TRY(population_bytes(operation, slots, c, needed));
     if (population == nullptr) return fail(POPNORM_INVALID, "%s: population is null", operation);
     if (reinterpret_cast<std::uintptr_t>(population) % alignof(double) != 0)
       return fail(POPNORM_INVALID, "%s: population is not aligned to %zu bytes", operation, alignof(double));

@@ -24,6 +24,9 @@ inline PopulationArrays<const double> arrays_of(const void* population) {
 // INVALID unless the buffer holds a population; `name` is its name in messages.
 popnorm_status check_population(const char* operation, const char* name, const void* population, std::size_t bytes);
 
+// Bytes of a population, or the reason why there is none.
+popnorm_status population_bytes(const char* operation, std::int64_t slots, std::int64_t c, std::size_t& bytes);
+
 // The same of a header that lies elsewhere than its arrays, which have `bytes` together with it.
 popnorm_status check_header(const char* operation, const char* name, const popnorm_population_header& header,
                             std::size_t bytes);

@@ -58,7 +58,7 @@ Byte* mask_of(Byte* reserve, const Problem& p) {
 inline std::uint32_t mask_shape_of(const Problem& p) {
   if (!p.masked()) return 0;
   std::uint32_t hash = 2166136261U;
-  for (const std::int64_t number : {p.n, p.rows(), p.row_length()}) {
+  for (const std::int64_t number : {static_cast<std::int64_t>(p.form), p.n, p.rows(), p.row_length()}) {
     const auto bits = static_cast<std::uint64_t>(number);
     hash = (hash ^ static_cast<std::uint32_t>(bits)) * 16777619U;
     hash = (hash ^ static_cast<std::uint32_t>(bits >> 32)) * 16777619U;

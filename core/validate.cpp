@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 
@@ -47,7 +48,7 @@ popnorm_status resolve_strides(const char* name, const Problem& p, popnorm_layou
       __builtin_add_overflow(extent, rows_extent, &extent) ||
       extent > std::numeric_limits<std::int64_t>::max() / size_of(p.storage))
     return fail(POPNORM_INVALID, "plan: strides of %s (sample %lld, row %lld) make its extent overflow 63 bits", name,
-                ll{to.sample}, ll{to.row});
+                ll{from.sample}, ll{from.row});
   const bool rows_inside = (rows <= 1 || to.row >= length) && (p.n <= 1 || to.sample >= (rows - 1) * to.row + length);
   const bool samples_inside =
       (p.n <= 1 || to.sample >= length) && (rows <= 1 || to.row >= (p.n - 1) * to.sample + length);
@@ -100,6 +101,25 @@ struct Region {
   Strides pitch;  // strides in bytes; 0, 0: solid
   std::int64_t row_bytes;
 };
+
+// What messages call the arrays of moments.
+struct MomentNames {
+  char all[32], weight[40], mean[40], m2[40];
+
+  explicit MomentNames(const char* name, std::int64_t index = -1) {
+    if (index < 0)
+      std::snprintf(all, sizeof(all), "%s", name);
+    else
+      std::snprintf(all, sizeof(all), "%s[%lld]", name, ll{index});
+    std::snprintf(weight, sizeof(weight), "%s.weight", all);
+    std::snprintf(mean, sizeof(mean), "%s.mean", all);
+    std::snprintf(m2, sizeof(m2), "%s.m2", all);
+  }
+};
+const MomentNames& names_of_moments() {
+  static const MomentNames names("moments");
+  return names;
+}
 
 class Memory {
  public:
@@ -160,21 +180,21 @@ class Memory {
         ll{problem_.affine_slot.count});
   }
 
-  popnorm_status moments(const char* name, const popnorm_moment_arrays& m, std::int64_t count, bool written) {
+  popnorm_status moments(const MomentNames& names, const popnorm_moment_arrays& m, std::int64_t count, bool written) {
     if (m.weight == nullptr || m.mean == nullptr || m.m2 == nullptr)
-      return fail(POPNORM_INVALID, "%s: %s needs all of weight, mean and m2; %s is null", operation_, name,
+      return fail(POPNORM_INVALID, "%s: %s needs all of weight, mean and m2; %s is null", operation_, names.all,
                   m.weight == nullptr ? "weight"
                   : m.mean == nullptr ? "mean"
                                       : "m2");
-    POPNORM_TRY(array("moments.weight", m.weight, count, sizeof(double), written));
-    POPNORM_TRY(array("moments.mean", m.mean, count, sizeof(double), written));
-    return array("moments.m2", m.m2, count, sizeof(double), written);
+    POPNORM_TRY(array(names.weight, m.weight, count, sizeof(double), written));
+    POPNORM_TRY(array(names.mean, m.mean, count, sizeof(double), written));
+    return array(names.m2, m.m2, count, sizeof(double), written);
   }
 
   popnorm_status population(const char* name, const void* first, std::size_t bytes, bool written) {
     if (on_device()) {
       std::size_t needed = 0;
-      POPNORM_TRY(popnorm_population_size(problem_.population_slot.count, problem_.c, &needed));
+      POPNORM_TRY(population_bytes(operation_, problem_.population_slot.count, problem_.c, needed));
       if (bytes < needed)
         return fail(POPNORM_INVALID, "%s: %s has %zu bytes, needs %zu (popnorm_population_size)", operation_, name,
                     bytes, needed);
@@ -219,7 +239,8 @@ class Memory {
       return tensor(name, first, strides, written);
     }
     if (first == nullptr) return POPNORM_SUCCESS;
-    return fail(POPNORM_INVALID, "%s: %s is not null, must be: the problem's adds_residual is 0", operation_, name);
+    return fail(POPNORM_INVALID, "%s: %s is not null, must be null: the problem's adds_residual is 0", operation_,
+                name);
   }
 
   // dx and dresidual, at least one of them.
@@ -302,8 +323,8 @@ class Memory {
   popnorm_status labels(const char* name, const Map& map, const std::int32_t* ids, bool needed) {
     if (map.kind != POPNORM_LABELS) {
       if (ids == nullptr) return POPNORM_SUCCESS;
-      return fail(POPNORM_INVALID, "%s: %s is not null, must be: the problem's map is not of kind LABELS", operation_,
-                  name);
+      return fail(POPNORM_INVALID, "%s: %s is not null, must be null: the problem's map is not of kind LABELS",
+                  operation_, name);
     }
     if (problem_.n == 0) return POPNORM_SUCCESS;
     if (on_device()) {
@@ -328,7 +349,7 @@ class Memory {
     const Problem& p = problem_;
     if (p.weights == POPNORM_UNWEIGHTED) {
       if (first == nullptr) return POPNORM_SUCCESS;
-      return fail(POPNORM_INVALID, "%s: %s is not null, must be: the problem is unweighted", operation_, name);
+      return fail(POPNORM_INVALID, "%s: %s is not null, must be null: the problem is unweighted", operation_, name);
     }
     if (p.elements() == 0) return POPNORM_SUCCESS;
     if (p.weights == POPNORM_LENGTHS) {
@@ -424,12 +445,13 @@ class Memory {
   int reserve_ = 0;  // where its region is
 };
 
-popnorm_status check_moments_values(const char* operation, const popnorm_moment_arrays& m, std::int64_t count) {
+popnorm_status check_moments_values(const char* operation, const MomentNames& names, const popnorm_moment_arrays& m,
+                                    std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) {
     if (m.weight[i] < 0)
-      return fail(POPNORM_INVALID, "%s: moments.weight[%lld] is %g, must be >= 0", operation, ll{i}, m.weight[i]);
+      return fail(POPNORM_INVALID, "%s: %s[%lld] is %g, must be >= 0", operation, names.weight, ll{i}, m.weight[i]);
     if (m.m2[i] < 0)
-      return fail(POPNORM_INVALID, "%s: moments.m2[%lld] is %g, must be >= 0", operation, ll{i}, m.m2[i]);
+      return fail(POPNORM_INVALID, "%s: %s[%lld] is %g, must be >= 0", operation, names.m2, ll{i}, m.m2[i]);
   }
   return POPNORM_SUCCESS;
 }
@@ -440,7 +462,7 @@ popnorm_status check_source(const char* operation, const Problem& p, const popno
   const bool arrays = s.mean != nullptr || s.variance != nullptr;
   if (s.statistics == POPNORM_BATCH) {
     if (!arrays && s.population == nullptr) return POPNORM_SUCCESS;
-    return fail(POPNORM_INVALID, "%s: %s is not null, must be with source.statistics = BATCH; or ask for GIVEN",
+    return fail(POPNORM_INVALID, "%s: %s is not null, must be null with source.statistics = BATCH; or ask for GIVEN",
                 operation,
                 s.mean != nullptr       ? "source.mean"
                 : s.variance != nullptr ? "source.variance"
@@ -487,13 +509,13 @@ popnorm_status check_statistics(const char* operation, const Problem& p, const A
   POPNORM_TRY(check_update(operation, p, a.update, memory));
   if (a.source.statistics == POPNORM_GIVEN) {
     if (updates(a.update))
-      return fail(POPNORM_INVALID, "%s: %s is not null, must be with source.statistics = GIVEN (nothing is fed)",
+      return fail(POPNORM_INVALID, "%s: %s is not null, must be null with source.statistics = GIVEN (nothing is fed)",
                   operation,
                   a.update.running_mean != nullptr       ? "update.running_mean"
                   : a.update.running_variance != nullptr ? "update.running_variance"
                                                          : "update.population");
     if (a.moments.weight != nullptr || a.moments.mean != nullptr || a.moments.m2 != nullptr)
-      return fail(POPNORM_INVALID, "%s: moments is not null, must be with source.statistics = GIVEN", operation);
+      return fail(POPNORM_INVALID, "%s: moments is not null, must be null with source.statistics = GIVEN", operation);
   }
   const std::int64_t rows = p.row_map(a.source.statistics).count * p.c;
   POPNORM_TRY(memory.array("saved_mean", a.saved_mean, rows, size_of(p.statistics), true));
@@ -502,8 +524,9 @@ popnorm_status check_statistics(const char* operation, const Problem& p, const A
 
 constexpr const char* kOneSlot = "a group's statistics feed, or are blended with, one slot";
 
-popnorm_status resolve_map(const char* name, const popnorm_map& from, std::int64_t n, std::int64_t c, Map& to) {
-  POPNORM_TRY(check_enum("plan", name, from.kind, POPNORM_LABELS));
+popnorm_status resolve_map(const char* name, const char* kind_name, const popnorm_map& from, std::int64_t n,
+                           std::int64_t c, Map& to) {
+  POPNORM_TRY(check_enum("plan", kind_name, from.kind, POPNORM_LABELS));
   to = {from.kind, from.k, 1};
   const bool sized = from.kind == POPNORM_CONTIGUOUS || from.kind == POPNORM_STRIDED || from.kind == POPNORM_LABELS;
   if (sized && from.k < 1)
@@ -601,9 +624,9 @@ popnorm_status validate_problem(const popnorm_problem* from, Problem& p) {
     return fail(POPNORM_INVALID, "plan: n %lld x c %lld x s %lld overflows 63 bits in bytes", ll{p.n}, ll{p.c},
                 ll{p.s});
 
-  POPNORM_TRY(resolve_map("norm_group", q.norm_group, p.n, p.c, p.norm_group));
-  POPNORM_TRY(resolve_map("population_slot", q.population_slot, p.n, p.c, p.population_slot));
-  POPNORM_TRY(resolve_map("affine_slot", q.affine_slot, p.n, p.c, p.affine_slot));
+  POPNORM_TRY(resolve_map("norm_group", "norm_group.kind", q.norm_group, p.n, p.c, p.norm_group));
+  POPNORM_TRY(resolve_map("population_slot", "population_slot.kind", q.population_slot, p.n, p.c, p.population_slot));
+  POPNORM_TRY(resolve_map("affine_slot", "affine_slot.kind", q.affine_slot, p.n, p.c, p.affine_slot));
   POPNORM_TRY(check_enum("plan", "weights", q.weights, POPNORM_LENGTHS));
   p.weights = q.weights;
 
@@ -650,7 +673,7 @@ popnorm_status validate(const Plan& plan, const popnorm_forward_args& a) {
   POPNORM_TRY(memory.residual("residual", a.residual, p.residual, false, true));
   POPNORM_TRY(check_statistics("forward", p, a, memory));
   if (a.moments.weight != nullptr || a.moments.mean != nullptr || a.moments.m2 != nullptr)
-    POPNORM_TRY(memory.moments("moments", a.moments, p.norm_group.count * p.c, true));
+    POPNORM_TRY(memory.moments(names_of_moments(), a.moments, p.norm_group.count * p.c, true));
   const bool given = a.source.statistics == POPNORM_GIVEN;
   const bool one_slot = !given && (updates(a.update) || a.source.statistics != POPNORM_BATCH);
   POPNORM_TRY(memory.batch(a.batch, {!given, given || one_slot, true}));
@@ -681,7 +704,7 @@ popnorm_status validate(const Plan& plan, const popnorm_backward_args& a) {
                   "backward: both reserve and saved_mean, saved_invstd are given, must be one of them");
     if (a.scale != nullptr)
       return fail(POPNORM_INVALID,
-                  "backward: scale is not null, must be with a reserve (it holds the scale that forward used)");
+                  "backward: scale is not null, must be null with a reserve (it holds the scale that forward used)");
     if (a.statistics != POPNORM_BATCH)
       return fail(POPNORM_INVALID, "backward: statistics is %d, must be 0 with a reserve (it holds its source)",
                   number(a.statistics));
@@ -710,7 +733,8 @@ popnorm_status validate(const Plan& plan, const popnorm_moments_args& a) {
   POPNORM_TRY(memory.tensor("x", a.x, p.x, false));
   POPNORM_TRY(check_update("moments", p, a.update, memory));
   const bool wanted = a.moments.weight != nullptr || a.moments.mean != nullptr || a.moments.m2 != nullptr;
-  if (wanted || !updates(a.update)) POPNORM_TRY(memory.moments("moments", a.moments, p.norm_group.count * p.c, true));
+  if (wanted || !updates(a.update))
+    POPNORM_TRY(memory.moments(names_of_moments(), a.moments, p.norm_group.count * p.c, true));
   POPNORM_TRY(memory.batch(a.batch, {true, updates(a.update), false}));
   if (updates(a.update))
     POPNORM_TRY(
@@ -722,7 +746,7 @@ popnorm_status validate(const Plan& plan, const popnorm_moments_args& a) {
 popnorm_status validate(const Plan& plan, const popnorm_combine_args& a) {
   const std::int64_t entries = plan.problem.norm_group.count * plan.problem.c;
   Memory target("combine", plan);
-  POPNORM_TRY(target.moments("moments", a.moments, entries, true));
+  POPNORM_TRY(target.moments(names_of_moments(), a.moments, entries, true));
   POPNORM_TRY(target.disjoint());
   if (a.count < 0) return fail(POPNORM_INVALID, "combine: count is %lld, must be >= 0", ll{a.count});
   if (a.count > 0 && a.parts == nullptr)
@@ -730,13 +754,17 @@ popnorm_status validate(const Plan& plan, const popnorm_combine_args& a) {
   for (std::int64_t i = 0; i < a.count; ++i) {
     const popnorm_moment_arrays& part = a.parts[i];
     const bool in_place = part.weight == a.moments.weight && part.mean == a.moments.mean && part.m2 == a.moments.m2;
-    Memory memory("combine", plan);
-    POPNORM_TRY(memory.moments("parts", part, entries, false));
-    if (!in_place) {
-      POPNORM_TRY(memory.moments("moments", a.moments, entries, true));
-      POPNORM_TRY(memory.disjoint());
-    }
-    if (!memory.on_device()) POPNORM_TRY(check_moments_values("combine", part, entries));
+    const auto check = [&](const MomentNames& names) {
+      Memory memory("combine", plan);
+      POPNORM_TRY(memory.moments(names, part, entries, false));
+      if (!in_place) {
+        POPNORM_TRY(memory.moments(names_of_moments(), a.moments, entries, true));
+        POPNORM_TRY(memory.disjoint());
+      }
+      return memory.on_device() ? POPNORM_SUCCESS : check_moments_values("combine", names, part, entries);
+    };
+    // Which part it was is only written where it matters.
+    if (check(names_of_moments()) != POPNORM_SUCCESS) return check(MomentNames("parts", i));
   }
   return POPNORM_SUCCESS;
 }
@@ -748,20 +776,21 @@ popnorm_status validate(const Plan& plan, const popnorm_finalize_args& a) {
   const bool given = a.source.statistics == POPNORM_GIVEN;
   if (!given) {
     const std::int64_t entries = p.norm_group.count * p.c;
-    POPNORM_TRY(memory.moments("moments", a.moments, entries, false));
-    if (!memory.on_device()) POPNORM_TRY(check_moments_values("finalize", a.moments, entries));
+    POPNORM_TRY(memory.moments(names_of_moments(), a.moments, entries, false));
+    if (!memory.on_device()) POPNORM_TRY(check_moments_values("finalize", names_of_moments(), a.moments, entries));
   }
   const bool one_slot = !given && (updates(a.update) || a.source.statistics != POPNORM_BATCH);
   const std::int64_t slots = p.population_slot.count;
-  if (one_slot && slots > 1 && p.norm_group.count > 0) {
-    POPNORM_TRY(memory.required("group_slot", a.group_slot, p.norm_group.count, sizeof(std::int32_t), false));
+  if (one_slot && slots > 1) {
+    if (p.norm_group.count > 0)
+      POPNORM_TRY(memory.required("group_slot", a.group_slot, p.norm_group.count, sizeof(std::int32_t), false));
     for (std::int64_t g = 0; !memory.on_device() && g < p.norm_group.count; ++g)
       if (a.group_slot[g] < 0 || a.group_slot[g] >= slots)
         return fail(POPNORM_INVALID, "finalize: group_slot[%lld] is %d, must be in [0, %lld)", ll{g}, a.group_slot[g],
                     ll{slots});
   } else if (a.group_slot != nullptr) {
     return fail(POPNORM_INVALID,
-                "finalize: group_slot is not null, must be unless groups feed or are blended with several slots");
+                "finalize: group_slot is not null, must be null unless groups feed or are blended with several slots");
   }
   POPNORM_TRY(memory.reserve(a.reserve, a.reserve_bytes, true));
   return memory.disjoint();
@@ -905,9 +934,9 @@ popnorm_status validate_feed(const void* population, std::size_t bytes, const po
   const std::int64_t entries = header.slots * header.c;
   POPNORM_TRY(memory.array("population", population, static_cast<std::int64_t>(header.bytes / sizeof(double)),
                            sizeof(double), true));
-  POPNORM_TRY(memory.moments("moments", a.moments, entries, false));
+  POPNORM_TRY(memory.moments(names_of_moments(), a.moments, entries, false));
   POPNORM_TRY(memory.disjoint());
-  return check_moments_values(operation, a.moments, entries);
+  return check_moments_values(operation, names_of_moments(), a.moments, entries);
 }
 
 popnorm_status validate_finalize(const void* population, std::size_t bytes, const popnorm_population_finalize_args& a) {

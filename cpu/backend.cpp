@@ -45,6 +45,9 @@ Storage storage_of(popnorm_type type) {
                                 : Storage::f32;
 }
 
+// More than machines have: cutting tasks for so many takes as many steps.
+constexpr std::int32_t kMostConcurrency = 4096;
+
 popnorm_status prepare(Plan& plan, const char* isa, const popnorm_executor* executor) {
   const KernelTable* table = nullptr;
   if (const popnorm_status status = choose_tier(isa, table); status != POPNORM_SUCCESS) return status;
@@ -54,7 +57,8 @@ popnorm_status prepare(Plan& plan, const char* isa, const popnorm_executor* exec
               Executor{nullptr, 0, nullptr},
               {p, p.norm_group, rows_in_flight(p, p.norm_group)},
               {p, p.population_slot, rows_in_flight(p, p.population_slot)}};
-  if (executor != nullptr) state.executor = {executor->context, executor->concurrency, executor->parallel_for};
+  if (executor != nullptr)
+    state.executor = {executor->context, std::min(executor->concurrency, kMostConcurrency), executor->parallel_for};
   new (plan.state) State(state);
   plan.isa = table->isa;
   plan.workspace_bytes = wide ? workspace_bytes<double>(p, state.by_group, state.by_slot)

@@ -76,9 +76,9 @@ popnorm_status sweep(const Plan& original, const popnorm_batch& batch, const Ten
                      const Coefficients& coefficients) {
   const Plan plan = with_strides(original, x.strides, dy.strides, dx_strides);
   const Rows& rows = rows_of(plan, source.statistics);
-  // Sweeps read both tensors whatever the statistics.
+  // Sweeps read x, if there is one, whatever the statistics.
   Source<T> both = source;
-  both.statistics = POPNORM_BATCH;
+  both.statistics = x.first != nullptr ? POPNORM_BATCH : POPNORM_GIVEN;
   for (std::int64_t i = 0; i < rows.waves(); ++i) {
     const Wave wave = rows.wave(plan.problem, i);
     const Samples samples(plan, batch, source.statistics, wave, space.cells);
@@ -175,27 +175,36 @@ popnorm_status run_double(const Plan& plan, const popnorm_double_backward_args& 
                                        gain * t.v_xhat - t.v_scale);
                    });
     });
-  then([&] {
-    return sweep(plan, a.batch, x, first, a.grad_x, p.y, space, source,
-                 [&](const Samples& samples, std::int64_t cell, std::int64_t c) {
-                   const Terms t = terms(samples, cell, c);
-                   const double g2 = t.scale * t.invstd * t.invstd;
-                   const double gv = t.v_scale * t.invstd;
-                   const double k1 = -g2 * (t.dy_xhat * t.v + t.v_xhat * t.dy) + gv * t.dy;
-                   const double k2 = g2 * (t.dy_v - t.v * t.dy - 3 * t.v_xhat * t.dy_xhat) + gv * t.dy_xhat;
-                   if (!through) return kernel_row(t, hi_of(samples, cell, c), 0, 0, 0);
-                   return kernel_row(t, hi_of(samples, cell, c), with_v * -g2 * t.dy_xhat, k1, k2);
-                 });
-  });
+  if (!through)
+    then([&] {
+      return sweep(plan, a.batch, Tensor{nullptr, p.dy}, dy, a.grad_x, p.y, space, source,
+                   [&](const Samples& samples, std::int64_t cell, std::int64_t c) {
+                     const Terms t = terms(samples, cell, c);
+                     return KernelRow<T>{T(0), T(0), round_to<T>(t.v_scale * t.invstd), T(0), T(0)};
+                   });
+    });
+  if (through)
+    then([&] {
+      return sweep(plan, a.batch, x, first, a.grad_x, p.y, space, source,
+                   [&](const Samples& samples, std::int64_t cell, std::int64_t c) {
+                     const Terms t = terms(samples, cell, c);
+                     const double g2 = t.scale * t.invstd * t.invstd;
+                     const double gv = t.v_scale * t.invstd;
+                     const double k1 = -g2 * (t.dy_xhat * t.v + t.v_xhat * t.dy) + gv * t.dy;
+                     const double k2 = g2 * (t.dy_v - t.v * t.dy - 3 * t.v_xhat * t.dy_xhat) + gv * t.dy_xhat;
+                     return kernel_row(t, hi_of(samples, cell, c), with_v * -g2 * t.dy_xhat, k1, k2);
+                   });
+    });
   // grad_x + a*dy.
-  then([&] {
-    return sweep(plan, a.batch, Tensor{a.grad_x, p.y}, dy, a.grad_x, p.y, space, source,
-                 [&](const Samples& samples, std::int64_t cell, std::int64_t c) {
-                   const Terms t = terms(samples, cell, c);
-                   const double gain = t.v_scale * t.invstd - t.scale * t.invstd * t.invstd * t.v_xhat;
-                   return KernelRow<T>{T(0), T(1), round_to<T>(gain), T(0), T(-1)};
-                 });
-  });
+  if (through)
+    then([&] {
+      return sweep(plan, a.batch, Tensor{a.grad_x, p.y}, dy, a.grad_x, p.y, space, source,
+                   [&](const Samples& samples, std::int64_t cell, std::int64_t c) {
+                     const Terms t = terms(samples, cell, c);
+                     const double gain = t.v_scale * t.invstd - t.scale * t.invstd * t.invstd * t.v_xhat;
+                     return KernelRow<T>{T(0), T(1), round_to<T>(gain), T(0), T(-1)};
+                   });
+    });
   if (status != POPNORM_SUCCESS || a.grad_scale == nullptr) return status;
 
   const FpEnvironment environment;

@@ -318,8 +318,10 @@ struct WholeForward : Forward<T> {
     const Problem& p = this->plan.problem;
     const popnorm_source& source = args.source;
     const std::int64_t of_all = this->samples.wave().row0 + row;
-    double mean[kFoldChannels] = {};
-    double m2[kFoldChannels] = {};
+    double mean[kFoldChannels];
+    double m2[kFoldChannels];
+    std::fill_n(mean, n, 0.0);
+    std::fill_n(m2, n, 0.0);
     const double weight = reduces ? this->group_moments(row, c, n, mean, m2) : 0;
     for (std::int64_t i = 0; reduces && args.moments.weight != nullptr && i < n; ++i)
       put_moments(args.moments, of_all * p.c + c + i, {weight, mean[i], m2[i]});
@@ -474,12 +476,20 @@ popnorm_status finalize(const Plan& plan, const popnorm_finalize_args& a, void* 
       });
     put_affine(p, a.scale, a.shift, saved.reserve, {0, p.c});
     put_header(p, a.reserve, statistics, 0);
-    // The groups of a slot are merged in ascending order, as forward does.
+    // The groups of a slot are merged in ascending order, as forward does; a piece of channels at once, which are asked for one by one.
+    std::int64_t merged = -1;
+    Moments piece[kFoldChannels];
     const auto fed = [&](std::int64_t i) {
-      Moments all{};
-      for (std::int64_t row = 0; row < p.norm_group.count; ++row)
-        if (slot_of(row) == i / p.c) all = combine(all, moments_of(row * p.c + i % p.c));
-      return all;
+      const std::int64_t c = i % p.c, in_piece = c % kFoldChannels, first = i - in_piece;
+      if (merged != first) {
+        merged = first;
+        const std::int64_t n = std::min(kFoldChannels, p.c - (c - in_piece));
+        std::fill_n(piece, n, Moments{});
+        for (std::int64_t row = 0; row < p.norm_group.count; ++row)
+          for (std::int64_t k = 0; slot_of(row) == i / p.c && k < n; ++k)
+            piece[k] = combine(piece[k], moments_of(row * p.c + c - in_piece + k));
+      }
+      return piece[in_piece];
     };
     if (statistics != POPNORM_GIVEN) publish_update(p, a.update, fed);
     return POPNORM_SUCCESS;

@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "core/fp_environment.hpp"
+#include "kernels/virtual_lanes.hpp"
 
 namespace popnorm::cpu {
 namespace {
@@ -108,10 +109,14 @@ bool run_phases(const Stages& stages, const Blocking& b, const Tiling& boxes, st
       stage(task / cuts * grain, std::min(count, (task / cuts + 1) * grain), c);
     });
   };
-  // Merging costs tens of nanoseconds a partial result: spread it only where there are many.
+  // Merging costs tens of nanoseconds a partial result: spread it only where there are many, in vectors as wide as those of merging,
+  // and not thinner than so that threads share it evenly: every row and cell costs something per task.
   constexpr std::int64_t kFoldGrain = 4096;
-  const std::int64_t fold_channels =
-      std::min(channels, std::max<std::int64_t>(kFoldGrain / std::max<std::int64_t>(stages.units, 1), 8));
+  constexpr std::int64_t kTasksPerThread = 4;
+  const std::int64_t fold_channels = divide_up(std::max(kFoldGrain / std::max<std::int64_t>(stages.units, 1),
+                                                        divide_up(channels, kTasksPerThread * executor.concurrency)),
+                                               kLanes) *
+                                     kLanes;
   bool complete = true;
   if (stages.reduce != nullptr)
     complete = over(stages.units, b.units, b.channels,

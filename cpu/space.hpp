@@ -60,7 +60,7 @@ inline Cells::Arrays take_cells(Arena& arena, const Problem& p, const Rows& rows
   if (!rows.cells_are_listed(p)) return {};
   return {arena.take<std::int32_t>(rows.samples_per_wave), arena.take<std::int32_t>(rows.most_cells),
           arena.take<std::int32_t>(rows.most_cells), arena.take<std::int32_t>(rows.most_cells),
-          arena.take<std::int32_t>(rows.per_wave)};
+          arena.take<std::int32_t>(rows.most_cells)};
 }
 
 inline constexpr int kCoefficients = 5;

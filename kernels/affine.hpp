@@ -80,10 +80,15 @@ POPNORM_INLINE Statistics renormalized_statistics(const Moments& batch, const Me
   const Statistics s = batch_statistics(batch, epsilon);
   const double given_invstd = inverse_std(given.variance, epsilon);
   if (s.invstd == 0) return s;  // a constant channel without epsilon: y is shift
-  const double r = clamped(given_invstd / s.invstd, 1 / r_max, r_max);
-  const double d = clamped((batch.mean - given.mean) * given_invstd, -d_max, d_max);
+  const double distance = batch.mean - given.mean;
+  double r = clamped(given_invstd / s.invstd, 1 / r_max, r_max);
+  double d = clamped(distance * given_invstd, -d_max, d_max);
+  if (given_invstd == 0) {  // the given channel is constant: what both go to as its variance goes to 0
+    r = r_max;
+    d = distance > 0 ? d_max : distance < 0 ? -d_max : 0;
+    if (std::isinf(r) || std::isinf(d)) return {batch.mean, s.variance, 0, batch.weight};
+  }
   const double invstd = r * s.invstd;
-  if (invstd == 0) return {batch.mean, s.variance, 0, batch.weight};  // the given channel is constant
   return {batch.mean - d / invstd, s.variance, invstd, batch.weight, d, 1 / (r * r)};
 }
 
@@ -111,7 +116,10 @@ struct NormalizeRow {
 
 template <class T>
 POPNORM_INLINE T gain(T scale, T invstd) {
-  return round_to<T>(static_cast<double>(scale) * static_cast<double>(invstd));
+  const double product = static_cast<double>(scale) * static_cast<double>(invstd);
+  // As invstd itself: of a constant channel without epsilon, for which infinity would make NaN. What is infinite in `scale` stays so.
+  const bool finite = std::fabs(static_cast<double>(scale)) <= kLargest<T>;
+  return round_to<T>(finite ? clamped(product, -kLargest<T>, kLargest<T>) : product);
 }
 
 template <class T>

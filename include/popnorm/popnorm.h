@@ -101,7 +101,8 @@ typedef enum popnorm_layout {
   POPNORM_NHWC = 1  /* channels last:  [N][S][C] */
 } popnorm_layout;
 
-/* Strides in elements. 0 = packed. Contiguous are the S positions of a (sample, channel) in NCHW, the C channels of a
+/* Strides in elements. 0 = packed, and never a broadcast: a tensor that a framework has expanded (dy of a sum, with strides of 0)
+ * must be made whole first, nothing tells it from a packed one. Contiguous are the S positions of a (sample, channel) in NCHW, the C channels of a
  * (sample, position) in NHWC; `row` is the distance between two such rows of one sample, `sample` between two samples.
  * A channel slice of a concatenated tensor has the strides of the whole. Rows may not overlap one another. */
 typedef struct popnorm_strides {
@@ -241,7 +242,7 @@ typedef enum popnorm_stores {
 
 /* A caller's own threads. parallel_for must call task(argument, i) exactly once for every i in [0, count), in any
  * order, from any threads, and return when all calls have returned. Tasks neither block nor wait for one another.
- * `concurrency` (>= 1) is how many tasks may run at once: it sizes tasks, it never changes a bit. */
+ * `concurrency` (>= 1) is how many tasks may run at once: it sizes tasks, it never changes a bit; beyond 4096 it counts as that. */
 typedef struct popnorm_executor {
   size_t size;
   void* context;
@@ -257,7 +258,7 @@ typedef struct popnorm_options {
   popnorm_backend backend;
   popnorm_schedule schedule;
   popnorm_stores stores;
-  const char* isa; /* a name of popnorm_isa_name; null: POPNORM_ISA in the environment, else the best */
+  const char* isa; /* a name of popnorm_isa_name; null or "": POPNORM_ISA in the environment, else the best */
   const popnorm_executor* executor; /* copied; null: oneTBB, in the arena of the thread that calls the run entry */
   const void* memory; /* for AUTO: a pointer into where tensors live, e.g. x; null: host memory. Not read */
 } popnorm_options;
@@ -281,7 +282,7 @@ typedef struct popnorm_plan popnorm_plan;
 /* Validates `problem` and `options` (null = defaults) and makes a plan. One allocation, a few microseconds.
  * INVALID: null problem or plan; a struct smaller than this version's first; n < 0, c < 1, s < 0; a size whose bytes overflow
  *          63 bits; non-finite or negative epsilon; unknown enum values; strides that are negative or let rows overlap; a map's k < 1 where it has one, not 0 where it has none;
- *          a slope that is not finite, adds_residual that is neither 0 nor 1; an executor without parallel_for or
+ *          a slope of LEAKY_RELU that is not finite, adds_residual that is neither 0 nor 1; an executor without parallel_for or
  *          concurrency < 1; an ISA, a backend in POPNORM_BACKEND, or a way in POPNORM_CUDA_POLICY, that does not exist.
  * UNSUPPORTED: types, backends, an ISA that exists but does not run here; more than 2^31 - 1 samples with a map other than
  *          WHOLE, or as many ids; struct bytes this version does not know.
@@ -296,7 +297,9 @@ typedef struct popnorm_plan_info {
   size_t size;
   size_t workspace_bytes; /* scratch of one call: contents need not be kept, must not be shared by concurrent calls */
   size_t workspace_alignment;             /* 64 */
-  size_t reserve_bytes;                   /* written by forward or finalize, read by normalize and backward */
+  /* Written by forward or finalize, read by normalize and backward, of any plan of the same problem. It may be copied and moved as
+   * bytes; those between its arrays are not written. */
+  size_t reserve_bytes;
   size_t reserve_alignment;               /* 64 */
   popnorm_backend backend;                /* the one chosen, never AUTO */
   const char* isa;                        /* the tier chosen; static string */
@@ -341,7 +344,10 @@ typedef struct popnorm_population_header {
 
 /* How a batch of moments B joins a population P. */
 typedef enum popnorm_feed {
-  POPNORM_FEED_EMA = 0,        /* mean: (1-momentum)*P + momentum*B; P empty: P = B. Ioffe & Szegedy 2015 */
+  /* The mixture (1-momentum)*P + momentum*B; P empty: P = B. Ioffe & Szegedy 2015. The mean is that of both means, m2/weight that of
+   * both variances and momentum*(1-momentum)*(difference of means)^2 more, var_sum/var_weight that of unbiased batch variances, as
+   * frameworks' running variance. */
+  POPNORM_FEED_EMA = 0,
   POPNORM_FEED_CUMULATIVE = 1, /* EMA with momentum 1/(batches+1): every batch counts the same */
   POPNORM_FEED_MERGE =
       2 /* exact pooling by Chan's formula: every element counts the same. PreciseBN, Wu & Johnson 2021 */
@@ -470,7 +476,8 @@ typedef enum popnorm_statistics {
   POPNORM_BLEND = 2,
   /* Batch renormalization (Ioffe 2017): xhat = r*(x-m_b)/s_b + d with s = sqrt(variance + epsilon),
    *   r = s_b/s_g clipped to [1/renorm_r, renorm_r], d = (m_b-m_g)/s_g clipped to [-renorm_d, renorm_d],
-   * both constants in backward. y is exactly shift where s_b is 0, and where s_g is and renorm_r is infinite. */
+   * both constants in backward. Where s_g is 0 they are renorm_r and +-renorm_d (0 for equal means). y is exactly shift where s_b
+   * is 0, and where r or d would be infinite. */
   POPNORM_RENORM = 3
 } popnorm_statistics;
 
@@ -521,7 +528,8 @@ typedef struct popnorm_forward_args {
   popnorm_batch batch;
   popnorm_source source;
   popnorm_update update;
-  /* Optional outputs: mean and invstd used, rounded to `statistics`; the batch's moments (not with GIVEN; all three). */
+  /* Optional outputs: mean and invstd used, rounded to `statistics` (with RENORM m_b - d*s_b/r and r/s_b); the batch's moments (not
+   * with GIVEN; all three). */
   void* saved_mean;
   void* saved_invstd;
   popnorm_moment_arrays moments;
@@ -578,8 +586,9 @@ typedef struct popnorm_backward_args {
         POPNORM_BATCH, NULL, 0, NULL                                                                               \
   }
 
-/* INVALID: as popnorm_forward; no output at all; neither or both of reserve and saved_*; a reserve that no forward or
- * finalize of this problem, or a forward with other labels, wrote, or that lacks the bits of normalize; accumulate outside
+/* INVALID: as popnorm_forward; no output at all; neither or both of reserve and saved_*; a reserve of another C, storage type,
+ * activation, count of groups or slots, or other maps or labels (N, S, layout and epsilon are the caller's care, unless there is a
+ * mask: synchronized statistics come from other samples), or that lacks the bits of normalize; accumulate outside
  * {0, 1}; dresidual where the problem adds no residual. UNSUPPORTED: saved_* with maps, weights, BLEND, RENORM or an
  * activation. */
 POPNORM_API popnorm_status popnorm_backward(const popnorm_plan* plan, const popnorm_backward_args* args, void* stream);
@@ -727,7 +736,7 @@ POPNORM_API popnorm_status popnorm_backward_apply(const popnorm_plan* plan, cons
  *                + v_scale*invstd*(dy - mean(dy) - xhat*p),       p = mean(dy*xhat), q = mean(v*xhat)
  * through batch statistics, means over a group; with given ones grad_dy = a*v + v_shift + xhat*v_scale,
  * grad_scale = invstd*sum(v*dy), grad_x = v_scale*invstd*dy. Composed from the operations above: one sweep for grad_dy, two
- * for grad_x, and of sums one over (v, dy) if there is v and through batch statistics one over (x, dy) and, for v, (x, v).
+ * for grad_x (one with given statistics), and of sums one over (v, dy) if there is v and through batch statistics one over (x, dy) and, for v, (x, v).
  * There is no entry for third derivatives: a framework must refuse them rather than differentiate this call. */
 typedef struct popnorm_double_backward_args {
   size_t size;

@@ -60,6 +60,8 @@ struct RowSource {
   Values scale{};
   Values shift{};
 
+  // kMasks: another thread of the launch may be saying meanwhile that there is a mask.
+  template <bool kMasks = false>
   __device__ __forceinline__ Rows<A> get() const {
     const auto* const header = reinterpret_cast<const ReserveHeader*>(reserve);
     const popnorm_statistics of = reserve != nullptr ? static_cast<popnorm_statistics>(header->statistics) : statistics;
@@ -70,7 +72,8 @@ struct RowSource {
     rows.of = {r.weight, r.hi, r.lo, r.invstd, r.d, r.r2};
     rows.scale = {r.scale, kTypeOf<A>};
     rows.shift = {r.shift, kTypeOf<A>};
-    rows.masked = load_relaxed(&header->masked) != 0 && header->mask_shape == mask_shape;
+    const std::int8_t masked = kMasks ? load_relaxed(&header->masked) : header->masked;
+    rows.masked = masked != 0 && header->mask_shape == mask_shape;
     return rows;
   }
 };

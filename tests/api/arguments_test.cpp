@@ -248,6 +248,22 @@ TEST(Finalize, RefusesBadArguments) {
   expect_refusals<Args>(scene, "finalize", scene.finalize_given(), popnorm_finalize, given_refusals<Args>(scene));
 }
 
+TEST(Combine, SaysWhichPartItRefuses) {
+  Scene scene;
+  Array negative(POPNORM_F64, Scene::kC, Placement::ends_at_guard);
+  negative.assign(std::vector<double>{1, -0.5, 2});
+  popnorm_combine_args args = scene.combine();
+  popnorm_moment_arrays parts[2] = {args.parts[0], {negative.doubles(), negative.doubles(), negative.doubles()}};
+  args.parts = parts;
+  args.count = 2;
+  EXPECT_TRUE(refused(popnorm_combine(scene.plan.get(), &args, nullptr), POPNORM_INVALID,
+                      {"parts\\[1\\].weight\\[1\\] is -0.5"}));
+  parts[1] = parts[0];
+  parts[1].mean = nullptr;
+  EXPECT_TRUE(
+      refused(popnorm_combine(scene.plan.get(), &args, nullptr), POPNORM_INVALID, {"parts\\[1\\]", "mean is null"}));
+}
+
 TEST(Finalize, RefusesImpossibleMoments) {
   using Args = popnorm_finalize_args;
   Scene scene;

@@ -89,8 +89,10 @@ TEST(Fusion, WorksInPlace) {
 
 // A reserve says what followed normalization; without its mask backward would be wrong.
 TEST(Fusion, RefusesTheReserveOfAnotherProblem) {
-  const popnorm_problem problem = fused(POPNORM_LEAKY_RELU, true);
-  std::vector<popnorm_problem> others(5, problem);
+  popnorm_problem problem = fused(POPNORM_LEAKY_RELU, true);
+  problem.s = problem.c;
+  std::vector<popnorm_problem> others(6, problem);
+  others[5].layout = problem.layout == POPNORM_NCHW ? POPNORM_NHWC : POPNORM_NCHW;
   others[0].activation = POPNORM_RELU;
   others[1].slope = 0.02;
   others[2].adds_residual = 0;

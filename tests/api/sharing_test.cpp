@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <barrier>
+#include <chrono>
+#include <limits>
 #include <stdexcept>
 #include <thread>
 
@@ -110,6 +112,25 @@ TEST(Executor, IsCopiedIntoThePlan) {
   executor = POPNORM_EXECUTOR_INIT;
   runner.forward(POPNORM_BATCH);
   EXPECT_GT(shuffled.calls(), 0);
+}
+
+// As many as there may be: cutting tasks for them takes no time of its own.
+TEST(Executor, MayHaveAnyConcurrency) {
+  popnorm_executor executor = POPNORM_EXECUTOR_INIT;
+  executor.concurrency = std::numeric_limits<std::int32_t>::max();
+  executor.parallel_for = [](void*, std::int64_t count, void (*task)(void*, std::int64_t), void* argument) {
+    for (std::int64_t i = 0; i < count; ++i) task(argument, i);
+  };
+  Configuration k = large();
+  k.n = 3;
+  k.c = 64;
+  k.s = 4096;
+  Random random("MayHaveAnyConcurrency");
+  const Layer layer(k, random);
+  Runner by_tbb(layer, {}), runner(layer, {.executor = &executor});
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_TRUE(same_bits(runner.forward(POPNORM_BATCH).y, by_tbb.forward(POPNORM_BATCH).y));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(4));
 }
 
 popnorm_status forward_with(void (*parallel_for)(void*, std::int64_t, void (*)(void*, std::int64_t), void*)) {

@@ -139,8 +139,7 @@ TEST_P(HardContents, KeepsEveryPromise) {
 
 std::string name_of_case(const ::testing::TestParamInfo<HardContents::ParamType>& info) {
   const auto& [layout, storage, kind] = info.param;
-  std::string name =
-      std::string(layout == POPNORM_NCHW ? "NCHW" : "NHWC") + "_" + name_of(storage) + "_" + kind.name;
+  std::string name = std::string(layout == POPNORM_NCHW ? "NCHW" : "NHWC") + "_" + name_of(storage) + "_" + kind.name;
   std::replace(name.begin(), name.end(), '-', 'm');
   return name;
 }
@@ -255,6 +254,26 @@ INSTANTIATE_TEST_SUITE_P(Values, ConstantChannel,
                          ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
                                             ::testing::Values(POPNORM_F32, POPNORM_F64),
                                             ::testing::Values(0.0, 0.1, -1.0, 16777217.0, 1e30, 1e-40, -123456.789)));
+
+// 1/sqrt(epsilon) is beyond f32, and so is its product with a scale: both are the largest number, and 0 times that is 0.
+TEST(ConstantChannel, IsShiftWhereItsInverseDeviationIsBeyondAllNumbers) {
+  constexpr std::int64_t n = 3, c = 4, s = 5;
+  const std::vector<float> x(n * c * s, 0.1f), scale{1.f, 2.f, -3e38f, 0.f}, shift{1.f, -2.f, 3.f, 4.f};
+  std::vector<float> y(x.size());
+  for (const popnorm_layout layout : {POPNORM_NCHW, POPNORM_NHWC})
+    for (const double epsilon : {1e-77, 1e-80, 2.3e-308}) {
+      const popnorm::plan plan(popnorm::problem(layout, n, c, s, epsilon));
+      popnorm::buffer workspace = plan.make_workspace();
+      popnorm_forward_args f = popnorm::forward_args(workspace);
+      f.x = x.data();
+      f.y = y.data();
+      f.scale = scale.data();
+      f.shift = shift.data();
+      plan.forward(f);
+      for (std::size_t i = 0; i < y.size(); ++i)
+        ASSERT_EQ(y[i], shift[layout == POPNORM_NHWC ? i % c : i / s % c]) << i << " epsilon " << epsilon;
+    }
+}
 
 // A single element per channel: what is left of it is shift, and no gradient.
 TEST(SingleElement, IsItsOwnMean) {

@@ -2,7 +2,9 @@
 // the same bits by every route.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "maps/case.hpp"
 #include "support/executors.hpp"
@@ -355,6 +357,40 @@ TEST(DoubleBackward, TakesNullForZeros) {
       EXPECT_EQ(got.grad_scale, expected.grad_scale);
     }
   }
+}
+
+// With given statistics grad_x is v_scale*invstd*dy: neither x nor v reaches it.
+TEST(DoubleBackward, WithGivenStatisticsKeepsNonFiniteInputsOutOfGradX) {
+  constexpr std::int64_t n = 2, c = 3, s = 5;
+  const popnorm::plan plan(popnorm::problem_nchw(n, c, s));
+  const popnorm_plan_info info = plan.info();
+  popnorm::buffer workspace(std::max(info.workspace_bytes, info.double_backward_workspace_bytes),
+                            info.workspace_alignment),
+      reserve = plan.make_reserve();
+  std::vector<float> x(n * c * s, 1.f), dy(x.size(), 0.5f), v(x.size(), 2.f), y(x.size()), grad_x(x.size());
+  x[3] = v[7] = std::numeric_limits<float>::infinity();
+  dy[11] = -std::numeric_limits<float>::infinity();
+  const std::vector<float> mean(c, 0.25f), variance(c, 4.f), v_scale(c, 3.f);
+  popnorm_forward_args f = popnorm::forward_args(workspace, reserve);
+  f.x = x.data();
+  f.y = y.data();
+  f.source.statistics = POPNORM_GIVEN;
+  f.source.mean = mean.data();
+  f.source.variance = variance.data();
+  plan.forward(f);
+  popnorm_double_backward_args a = POPNORM_DOUBLE_BACKWARD_ARGS_INIT;
+  a.x = x.data();
+  a.dy = dy.data();
+  a.v = v.data();
+  a.v_scale = v_scale.data();
+  a.reserve = reserve.data();
+  a.reserve_bytes = reserve.size();
+  a.workspace = workspace.data();
+  a.workspace_bytes = workspace.size();
+  a.grad_x = grad_x.data();
+  popnorm::check(popnorm_double_backward(plan.get(), &a, nullptr));
+  const auto invstd = static_cast<float>(1 / std::sqrt(4 + 1e-5));
+  for (std::size_t i = 0; i < x.size(); ++i) EXPECT_FLOAT_EQ(grad_x[i], 3 * invstd * dy[i]) << i;
 }
 
 TEST(DoubleBackward, OfAnEmptyBatchIsZero) {

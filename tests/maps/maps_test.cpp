@@ -301,6 +301,51 @@ TEST(Populations, AreFedTheGroupsOfTheirSlotAsOneBatch) {
   }
 }
 
+// More channels than are merged at once, several groups to a slot.
+TEST(Populations, AreFedBySynchronizedStatisticsAsByForward) {
+  constexpr std::int64_t n = 10, c = 300, s = 2, slots = 3;
+  Random random("synchronized");
+  std::vector<float> x(n * c * s), y(x.size());
+  for (float& value : x) value = static_cast<float>(random.normal());
+  popnorm_problem problem = popnorm::problem_nhwc(n, c, s);
+  problem.norm_group = popnorm::contiguous(2);
+  problem.population_slot = popnorm::contiguous(4);
+  const popnorm::plan plan(problem);
+  popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
+  std::vector<double> moments(std::size_t{3} * 5 * c);
+  popnorm::population population[2] = {{slots, c}, {slots, c}};
+  std::vector<float> running_mean[2], running_variance[2];
+  for (int k = 0; k < 2; ++k) {
+    running_mean[k].assign(slots * c, 0.f);
+    running_variance[k].assign(slots * c, 1.f);
+  }
+  const auto update = [&](int k) {
+    popnorm_update u = POPNORM_UPDATE_INIT;
+    u.running_mean = running_mean[k].data();
+    u.running_variance = running_variance[k].data();
+    u.population = population[k].data();
+    u.population_bytes = population[k].size();
+    return u;
+  };
+  popnorm_forward_args f = popnorm::forward_args(workspace);
+  f.x = x.data();
+  f.y = y.data();
+  f.update = update(0);
+  f.moments = {moments.data(), moments.data() + 5 * c, moments.data() + 10 * c};
+  plan.forward(f);
+  popnorm_finalize_args a = POPNORM_FINALIZE_ARGS_INIT;
+  const std::int32_t group_slot[5] = {0, 0, 1, 1, 2};
+  a.moments = f.moments;
+  a.update = update(1);
+  a.group_slot = group_slot;
+  a.reserve = reserve.data();
+  a.reserve_bytes = reserve.size();
+  plan.finalize(a);
+  EXPECT_EQ(running_mean[0], running_mean[1]);
+  EXPECT_EQ(running_variance[0], running_variance[1]);
+  EXPECT_EQ(population[0].serialize(), population[1].serialize());
+}
+
 // Training by blends or batch renormalization feeds the very population that it normalizes by.
 TEST(Populations, MayBeFedByTheCallThatTheyNormalize) {
   constexpr std::int64_t n = 12, c = 5, s = 7, slots = 3;
@@ -347,8 +392,9 @@ TEST(Populations, MayBeFedByTheCallThatTheyNormalize) {
   }
 }
 
-// Without epsilon and without a bound on r: xhat is r*(x-m_b)/s_b + d with r = s_b/s_g, where s_g is 0 in every other channel.
-TEST(Renormalization, ByConstantChannelsWithoutABoundIsShift) {
+// Without epsilon: xhat is r*(x-m_b)/s_b + d with r = s_b/s_g, where s_g is 0 in every other channel. Without a bound that is shift, with one
+// r and d are at it, as they are where s_g is next to nothing.
+TEST(Renormalization, ByConstantChannelsIsAtTheBoundsAndWithoutThemShift) {
   constexpr std::int64_t n = 6, c = 4, s = 5;
   Random random("constant channels");
   std::vector<float> x(n * c * s), dy(x.size()), y(x.size()), dx(x.size());
@@ -373,6 +419,14 @@ TEST(Renormalization, ByConstantChannelsWithoutABoundIsShift) {
     b.dy = dy.data();
     b.dx = dx.data();
     plan.backward(b);
+    if (bounded) {
+      const std::vector<float> next_to_nothing{1e-30f, 2.f, 1e-30f, 2.f};
+      std::vector<float> y_next(y.size());
+      f.source.variance = next_to_nothing.data();
+      f.y = y_next.data();
+      plan.forward(f);
+      EXPECT_EQ(y, y_next);
+    }
     for (std::size_t i = 0; i < x.size(); ++i) {
       const bool constant = !bounded && variance[i % c] == 0;
       ASSERT_TRUE(std::isfinite(y[i]) && std::isfinite(dx[i])) << i;

@@ -47,6 +47,7 @@ class Oracle {
     Real center = 0, variance = 0, invstd = 0;  // what normalizes
     Real pull = 0;                              // W, W/(1-share); 0: constants
     Real d = 0, r = 1;
+    Real ratio = 1;                           // r before it is clipped
     Real a = 0, b = 0, abs_a = 0, abs_b = 0;  // sums of scale*dy and scale*dy*xhat, and of their sizes
   };
 
@@ -74,8 +75,8 @@ class Oracle {
     const popnorm::reference::Bounds bounds(m_.storage, statistics, {scale, shift});
     // The statistics' part of the bound is 16u|scale| + 8u|scale*xhat|: a mean and a variance that are made of the batch's
     // and given ones carry up to three times the batch's relative errors (blend: 8u + 16u for the variance), and
-    // renormalization multiplies them by r and adds an xhat of d.
-    return {scale * xhat + shift, made_of() * (1 + r.r + std::fabs(r.d)) * bounds.y(x_[at(c, n, s)], none())};
+    // renormalization adds an xhat of d, which is the mean over the given standard deviation.
+    return {scale * xhat + shift, made_of() * (1 + r.ratio + std::fabs(r.d)) * bounds.y(x_[at(c, n, s)], none())};
   }
 
   Exact dx(std::int64_t c, std::int64_t n, std::int64_t s) const {
@@ -185,7 +186,8 @@ class Oracle {
     } else {
       const Real invstd = inverse(batch_variance), given_invstd = r.invstd;
       const Real r_max = m_.renorm_r, d_max = m_.renorm_d;
-      r.r = std::clamp(given_invstd / invstd, 1 / r_max, r_max);
+      r.ratio = given_invstd / invstd;
+      r.r = std::clamp(r.ratio, 1 / r_max, r_max);
       r.d = std::clamp((r.mean - r.center) * given_invstd, -d_max, d_max);
       r.invstd = r.r * invstd;
       r.center = r.mean - r.d / r.invstd;

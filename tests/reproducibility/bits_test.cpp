@@ -238,7 +238,7 @@ TEST(GoldenBits, OfMapsAreThoseOfTheNumericsVersion) {
       const MapForward f = c.forward({});
       const MapBackward b = c.backward({});
       MapDoubleBackward d;
-      if (k.second_derivative) d = c.double_backward({}, {&c.dy});
+      if (k.second_derivative) d = c.double_backward({}, {&c.dy, &c.scale});
       golden.add(std::string(lower_name_of(layout)) + " " + name_of(k.storage) + " " + k.name,
                  {&f.y, &f.saved_mean, &f.saved_invstd, &f.weight, &f.mean, &f.m2, &b.dx, &b.dscale, &b.dshift,
                   &b.dresidual, &d.grad_x, &d.grad_dy, &d.grad_scale});
