@@ -116,10 +116,11 @@ struct NormalizeRow {
 
 template <class T>
 POPNORM_INLINE T gain(T scale, T invstd) {
-  const double product = static_cast<double>(scale) * static_cast<double>(invstd);
-  // As invstd itself: of a constant channel without epsilon, for which infinity would make NaN. What is infinite in `scale` stays so.
-  const bool finite = std::fabs(static_cast<double>(scale)) <= kLargest<T>;
-  return round_to<T>(finite ? clamped(product, -kLargest<T>, kLargest<T>) : product);
+  const T product = round_to<T>(static_cast<double>(scale) * static_cast<double>(invstd));
+  // Saturated as invstd is: infinity would make NaN of a constant channel. What is infinite in `scale` stays so.
+  constexpr T kMost = static_cast<T>(kLargest<T>);
+  const T most = std::fabs(scale) <= kMost ? kMost : std::fabs(scale);
+  return product > most ? most : product < -most ? -most : product;
 }
 
 template <class T>
