@@ -102,8 +102,8 @@ typedef enum popnorm_layout {
 } popnorm_layout;
 
 /* Strides in elements. 0 = packed, and never a broadcast: a tensor that a framework has expanded (dy of a sum, with strides of 0)
- * must be made whole first, nothing tells it from a packed one. Contiguous are the S positions of a (sample, channel) in NCHW, the C channels of a
- * (sample, position) in NHWC; `row` is the distance between two such rows of one sample, `sample` between two samples.
+ * must be made whole first, nothing tells it from a packed one. Contiguous are the S positions of a (sample, channel) in NCHW,
+ * the C channels of a (sample, position) in NHWC; `row` is the distance between two such rows of one sample, `sample` between two samples.
  * A channel slice of a concatenated tensor has the strides of the whole. Rows may not overlap one another. */
 typedef struct popnorm_strides {
   int64_t sample;
@@ -217,7 +217,8 @@ typedef enum popnorm_backend {
    * kernels for it. Plans are for the device that is current when they are made; `stream` is a cudaStream_t. Every
    * pointer of a run entry (tensors, parameters, labels, weights, workspace, reserve, populations, moments; not the
    * structs, nor the list of parts) is memory of that device, managed, or pinned host memory that the device reaches at
-   * the same address: other host memory is INVALID. Entries only enqueue kernels on the stream: no allocation, no copy, no wait. What arrays hold is checked by nobody before a
+   * the same address: other host memory is INVALID. Entries only enqueue kernels on the stream: no allocation, no copy,
+   * no wait. What arrays hold is checked by nobody before a
    * launch: labels and weights that the CPU would refuse are reported by popnorm_batch.device_status; no header of a
    * reserve or population is compared; popnorm_population_* take host memory. In backward_apply, sums that are null
    * although statistics are not given make dx NaN. Bits are the same from run to run and by whichever way
@@ -280,7 +281,7 @@ POPNORM_API int32_t popnorm_backend_available(popnorm_backend backend);
 typedef struct popnorm_plan popnorm_plan;
 
 /* Validates `problem` and `options` (null = defaults) and makes a plan. One allocation, a few microseconds.
- * INVALID: null problem or plan; a struct smaller than this version's first; n < 0, c < 1, s < 0; a size whose bytes overflow
+ * INVALID: null problem or plan; a struct smaller than this version's; n < 0, c < 1, s < 0; a size whose bytes overflow
  *          63 bits; non-finite or negative epsilon; unknown enum values; strides that are negative or let rows overlap; a map's k < 1 where it has one, not 0 where it has none;
  *          a slope of LEAKY_RELU that is not finite, adds_residual that is neither 0 nor 1; an executor without parallel_for or
  *          concurrency < 1; an ISA, a backend in POPNORM_BACKEND, or a way in POPNORM_CUDA_POLICY, that does not exist.
@@ -296,7 +297,7 @@ POPNORM_API void popnorm_plan_destroy(popnorm_plan* plan);
 typedef struct popnorm_plan_info {
   size_t size;
   size_t workspace_bytes; /* scratch of one call: contents need not be kept, must not be shared by concurrent calls */
-  size_t workspace_alignment;             /* 64 */
+  size_t workspace_alignment; /* 64 */
   /* Written by forward or finalize, read by normalize and backward, of any plan of the same problem. It may be copied and moved as
    * bytes; those between its arrays are not written. */
   size_t reserve_bytes;

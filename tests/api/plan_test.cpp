@@ -109,7 +109,8 @@ TEST(PlanCreate, RefusesBadMaps) {
       };
     };
     std::vector<Refusal> refusals;
-    for (const int kind : {-1, 5}) refusals.push_back({"kind", set(kind, 1), {name + ".kind is " + std::to_string(kind)}});
+    for (const int kind : {-1, 5})
+      refusals.push_back({"kind", set(kind, 1), {name + ".kind is " + std::to_string(kind)}});
     for (const popnorm_map_kind kind : {POPNORM_CONTIGUOUS, POPNORM_STRIDED, POPNORM_LABELS})
       for (const std::int64_t k : {std::int64_t{0}, std::int64_t{-1}, INT64_MIN})
         refusals.push_back({"k", set(kind, k), {name + ".k is " + std::to_string(k), ">= 1"}});
