@@ -263,9 +263,9 @@ TEST(Cells, AreThePairsOfRowAndAffineSlotThatOccur) {
     const popnorm::Map row_map{POPNORM_LABELS, rows, rows}, affine_map{POPNORM_LABELS, slots, slots};
     const auto most = static_cast<std::size_t>(popnorm::Cells::most(row_map, affine_map, n, rows));
     std::vector<std::int32_t> cell(static_cast<std::size_t>(n)), of_row(most), of_affine(most), next(most),
-        first(static_cast<std::size_t>(rows));
+        bucket(most);
     const popnorm::Cells cells({row_map, row.data()}, {affine_map, affine.data()}, {0, n, 0, rows},
-                               {cell.data(), of_row.data(), of_affine.data(), next.data(), first.data()});
+                               {cell.data(), of_row.data(), of_affine.data(), next.data(), bucket.data()});
     ASSERT_LE(cells.count(), static_cast<std::int64_t>(most));
     std::set<std::pair<std::int64_t, std::int64_t>> pairs;
     for (std::int64_t k = 0; k < cells.count(); ++k) pairs.emplace(cells.row(k), cells.affine(k));
