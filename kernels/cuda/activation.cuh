@@ -57,13 +57,14 @@ class Normalized {
   __device__ __forceinline__ Normalized(const Extents& extents, std::int64_t c, const Rows<A>& rows,
                                         const RowOf& row_of)
       : extents_(extents), c_(c), rows_(rows), row_of_(row_of), place_(rows) {
-    if (alike()) enter(0);
+    if (alike()) read<kReadAtOnce<T, kAccess>>(0);
   }
 
-  __device__ __forceinline__ void enter(std::int64_t sample) {
+  __device__ __forceinline__ void enter(std::int64_t sample) { read<kReadInChunk<T, kAccess>>(sample); }
+  template <int kAtOnce>
+  __device__ __forceinline__ void read(std::int64_t sample) {
     if (!place_.enter(sample)) return;
-    read_channels<T, kAccess>(extents_, c_, [&](int k, int from) {
-      constexpr int kAtOnce = kReadAtOnce<T, kAccess>;
+    read_channels<T, kAccess, kAtOnce>(extents_, c_, [&](int k, std::int64_t from) {
       const std::int64_t affine = place_.affine() * extents_.c + c_ + from;
       StatisticsRow<A> row[kAtOnce];
       A scale[kAtOnce], shift[kAtOnce];

@@ -43,7 +43,7 @@ class Gradient {
  public:
   __device__ __forceinline__ Gradient(const Extents& extents, std::int64_t c, const Rows<A>& rows, const RowOf& row_of)
       : extents_(extents), c_(c), rows_(rows), row_of_(row_of), place_(rows) {
-    if (place_.alike()) enter(0);
+    if (place_.alike()) read<kReadAtOnce<T, kAccess>>(0);
   }
 
   __device__ __forceinline__ bool alike() const { return place_.alike(); }
@@ -69,10 +69,11 @@ class Gradient {
   }
 
  private:
-  __device__ __forceinline__ void enter(std::int64_t sample) {
+  __device__ __forceinline__ void enter(std::int64_t sample) { read<kReadInChunk<T, kAccess>>(sample); }
+  template <int kAtOnce>
+  __device__ __forceinline__ void read(std::int64_t sample) {
     if (!place_.enter(sample)) return;
-    read_channels<T, kAccess>(extents_, c_, [&](int k, int from) {
-      constexpr int kAtOnce = kReadAtOnce<T, kAccess>;
+    read_channels<T, kAccess, kAtOnce>(extents_, c_, [&](int k, std::int64_t from) {
       ApplyRow<A> row[kAtOnce];
       A scale[kAtOnce];
 #pragma unroll
@@ -126,8 +127,8 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
   wait_for_earlier_launches();
   if (!chunks.any()) return;
   const Rows<A> rows = args.source.get();
-  const auto statistics_of = [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); };
-  const auto row_of = [&](std::int64_t row, int k) {
+  const auto statistics_of = [&](std::int64_t row, std::int64_t k) { return rows.row(row * args.extents.c + c + k); };
+  const auto row_of = [&](std::int64_t row, std::int64_t k) {
     const std::int64_t i = row * args.extents.c + c + k;
     const bool through = rows.of.weight[i] > 0;
     const A k1 = args.k1[i], k2 = args.k2[i];

@@ -50,7 +50,7 @@ class Products {
   __device__ __forceinline__ Products(const Extents& extents, std::int64_t c, const Rows<A>& rows, std::int64_t first,
                                       bool of_one_row, bool scaled, const RowOf& row_of)
       : extents_(extents), c_(c), rows_(rows), scaled_(scaled), row_of_(row_of), place_(rows, of_one_row) {
-    if (place_.alike()) enter(first);
+    if (place_.alike()) read<kReadAtOnce<T, kAccess>>(first);
   }
 
   __device__ __forceinline__ bool alike() const { return place_.alike(); }
@@ -88,10 +88,11 @@ class Products {
   }
 
  private:
-  __device__ __forceinline__ void enter(std::int64_t sample) {
+  __device__ __forceinline__ void enter(std::int64_t sample) { read<kReadInChunk<T, kAccess>>(sample); }
+  template <int kAtOnce>
+  __device__ __forceinline__ void read(std::int64_t sample) {
     if (!place_.enter(sample)) return;
-    read_channels<T, kAccess>(extents_, c_, [&](int k, int from) {
-      constexpr int kAtOnce = kReadAtOnce<T, kAccess>;
+    read_channels<T, kAccess, kAtOnce>(extents_, c_, [&](int k, std::int64_t from) {
       StatisticsRow<A> row[kAtOnce];
       A scale[kAtOnce];
 #pragma unroll
@@ -153,11 +154,14 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
   using A = Arithmetic<T>;
   std::byte* const shared = shared_memory<std::byte>();
   const std::int64_t c = first_channel<T, kAccess>(blockIdx.x);
-  const Rows<A> rows = args.source.get();
-  if (args.for_dx_alone && rows.given) return;
-  const Groups classed = rows.of_class(args.classes);
-  const Tiles tiles = args.tiles.of_class(args.classes, rows.given);
+  const unsigned known = args.source.known();
+  const Rows<A> of_all = args.source.rows(known);
+  if (args.for_dx_alone && of_all.given) return;
+  const Tiles tiles = args.tiles.of_class(args.classes, of_all.given);
   for (std::int64_t number = blockIdx.y; number < tiles.count; number += gridDim.y) {
+    // In rows the elements leave no registers for pointers that are needed once a tile.
+    const Rows<A> rows = in_rows(kAccess) ? args.source.rows(renewed(known)) : of_all;
+    const Groups classed = rows.of_class(args.classes);
     const Tile tile = Tile::numbered(classed, tiles, args.extents.s.by(), number);
     if (tile.begin >= tile.end) continue;
     TwoSums sums[Shape<T, kAccess>::kChannels];
@@ -165,8 +169,8 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
     const Stretch<T, kAccess> stretch{classed.members(tile.group), c, tile.begin, tile.end};
     Ring<T, kAccess, 2> ring(slots, stretch, args.extents, args.x, args.dy);
     tile_sums<A, T, kAccess, kWeighted, kFused>(
-        args, rows, stretch, [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); }, shared,
-        sums,
+        args, rows, stretch, [&](std::int64_t row, std::int64_t k) { return rows.row(row * args.extents.c + c + k); },
+        shared, sums,
         [&](Chunk<T, kAccess>& x, Chunk<T, kAccess>& dy, const Packs<T, kAccess>& packs, int i) {
           ring.read(stretch.chunks() - i, packs, x, args.x, dy, args.dy);
         });

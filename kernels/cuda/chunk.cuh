@@ -90,21 +90,26 @@ __device__ __forceinline__ void for_each_channel(const Extents& extents, std::in
     if (c + k < extents.c) body(k);
 }
 
-// Calls body(k, from) to read what channels k to k + kReadAtOnce - 1 of a thread have: as many from c + from on. Those of an even pack all
+// Calls body(k, from) to read what channels k to k + kAtOnce - 1 of a thread have: as many from c + from on. Those of an even pack several
 // at once, so that none waits for another, and where they do not exist those of another pack; of others those that exist.
-template <class T, Access kAccess>
-inline constexpr int kReadAtOnce = is_even(kAccess) ? Shape<T, kAccess>::kChannels : 1;
-template <class T, Access kAccess, class Body>
+template <class T, Access kAccess, int kAtOnce, class Body>
 __device__ __forceinline__ void read_channels(const Extents& extents, std::int64_t c, const Body& body) {
   if constexpr (in_rows(kAccess)) {
     body(0, 0);
   } else if constexpr (is_even(kAccess)) {
-    const std::int64_t last = extents.c - kReadAtOnce<T, kAccess> - c;
-    body(0, last < 0 ? static_cast<int>(last) : 0);
+    const std::int64_t last = extents.c - Shape<T, kAccess>::kChannels - c;
+    const std::int64_t from = last < 0 ? last : 0;
+#pragma unroll
+    for (int k = 0; k < Shape<T, kAccess>::kChannels; k += kAtOnce) body(k, k + from);
   } else {
     for_each_channel<T, kAccess>(extents, c, [&](int k) { body(k, k); });
   }
 }
+// As many as there are; where another sample begins in a chunk, whose elements take the registers, two.
+template <class T, Access kAccess>
+inline constexpr int kReadAtOnce = is_even(kAccess) ? Shape<T, kAccess>::kChannels : 1;
+template <class T, Access kAccess>
+inline constexpr int kReadInChunk = kReadAtOnce<T, kAccess> < 2 ? 1 : 2;
 
 // The first channel of the running thread, its block being the `block`-th in channels.
 template <class T, Access kAccess>

@@ -59,6 +59,20 @@ enum class Use { again, last, early };
 
 #ifdef __CUDACC__
 
+// The value, of which the compiler does not know that it is the same each time: what is computed from it in a loop is computed there,
+// instead of once before and kept in registers that the loop needs.
+template <class V>
+__device__ __forceinline__ V renewed(V value) {
+  static_assert(sizeof(V) == 4 || std::is_same_v<V, double>);
+  if constexpr (std::is_same_v<V, float>)
+    asm volatile("" : "+f"(value));
+  else if constexpr (std::is_same_v<V, double>)
+    asm volatile("" : "+d"(value));
+  else
+    asm volatile("" : "+r"(value));
+  return value;
+}
+
 // The block's dynamic shared memory.
 template <class T>
 __device__ __forceinline__ T* shared_memory() {
@@ -196,6 +210,10 @@ __device__ __forceinline__ Bf16 narrow_bf16(float value) {
 
 #else
 
+template <class V>
+V renewed(V value) {
+  return value;
+}
 template <class T>
 T* shared_memory() {
   return static_cast<T*>(simt::shared_memory());

@@ -122,7 +122,7 @@ __device__ __forceinline__ void first_elements(const Operand& x, const Extents& 
   using S = Shape<T, kAccess>;
 #pragma unroll
   for (int k = 0; k < S::kChannels; ++k) first[k] = 0;
-  read_channels<T, kAccess>(extents, tile.c, [&](int k, int from) {
+  read_channels<T, kAccess, kReadAtOnce<T, kAccess>>(extents, tile.c, [&](int k, std::int64_t from) {
     const T* const at = x.at<T>(sample, tile.c + from, position);
     if constexpr (S::kChannels > 1 && is_even(kAccess)) {
       alignas(16) T pack[S::kPack];
@@ -142,7 +142,7 @@ __device__ __forceinline__ void move_to_means(const Chunk<T, kAccess>& held, con
                                               const Stretch<T, kAccess>& tile, std::byte* shared,
                                               A (&pivot)[Shape<T, kAccess>::kChannels]) {
   using S = Shape<T, kAccess>;
-  const int step = tile.step(), thread = Columns::thread();
+  const int step = tile.step(), thread = renewed(Columns::thread());
   const int positions = tile.end - tile.begin < step ? static_cast<int>(tile.end - tile.begin) : step;
   constexpr int kRound = kThreads * S::kPackOf16;  // all threads' i-th packs
   const int last = (positions % kRound + (1 << extents.unit) - 1) >> extents.unit;
@@ -173,13 +173,16 @@ __device__ __forceinline__ void move_to_means(const Chunk<T, kAccess>& held, con
     for (int k = 0; k < S::kChannels; ++k)
       of_warps[(thread / kWarp * x + static_cast<int>(threadIdx.x)) * S::kChannels + k] = mean[k];
   __syncthreads();
+  // Not all at once: 64 words that are read ahead take the registers of what is summed.
+  A off[S::kChannels]{};
+#pragma unroll(8 / S::kChannels)
+  for (int warp = 0; warp < kThreads / kWarp; ++warp)
+#pragma unroll
+    for (int k = 0; k < S::kChannels; ++k)
+      off[k] += of_warps[(warp * x + static_cast<int>(threadIdx.x)) * S::kChannels + k];
 #pragma unroll
   for (int k = 0; k < S::kChannels; ++k) {
-    A off = 0;
-#pragma unroll
-    for (int warp = 0; warp < kThreads / kWarp; ++warp)
-      off += of_warps[(warp * x + static_cast<int>(threadIdx.x)) * S::kChannels + k];
-    const A moved = pivot[k] + to_arithmetic(narrow_bf16(static_cast<float>(off)));
+    const A moved = pivot[k] + to_arithmetic(narrow_bf16(static_cast<float>(off[k])));
     if (std::isfinite(moved)) pivot[k] = moved;
   }
 }
@@ -197,7 +200,7 @@ __device__ __forceinline__ void weighted_chunk_moments(Chunk<T, kAccess>& held, 
   const Columns columns(static_cast<int>(blockDim.x));
   float weight[S::kWeights];
   held.weigh(presence, packs, weight);
-  const auto value = [&](int i) { return static_cast<double>(to_arithmetic(held.held[i])); };
+  const auto value = [&](int i) { return static_cast<double>(renewed(to_arithmetic(held.held[i]))); };
   const auto weight_of = [&](int i) { return static_cast<double>(weight[S::weight(i / S::kPack, i % S::kPack)]); };
   // The first element that is present in the block, whose position all channels share: from the one thread that holds it.
   double position = INFINITY;
@@ -215,6 +218,7 @@ __device__ __forceinline__ void weighted_chunk_moments(Chunk<T, kAccess>& held, 
   double all = 0;  // what a position weighs it weighs in every channel
 #pragma unroll 1
   for (int sweep = 0; sweep < 2; ++sweep) {
+    held.present = renewed(held.present);  // else each sweep's questions and doubles were kept from before the first
 #pragma unroll
     for (int k = 0; k < S::kChannels; ++k) {
       sums[k] = {0, 0};

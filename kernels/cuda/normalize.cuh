@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
   wait_for_earlier_launches();
   if (!chunks.any()) return;
   const Rows<A> rows = args.source.template get<true>();
-  const auto row_of = [&](std::int64_t row, int k) { return rows.row(row * args.extents.c + c + k); };
+  const auto row_of = [&](std::int64_t row, std::int64_t k) { return rows.row(row * args.extents.c + c + k); };
   Normalized<A, T, kAccess, decltype(row_of)> normalized(args.extents, c, rows, row_of);
   with_alike<kAccess>(normalized.alike(), [&](auto alike) {
 #pragma unroll 1

@@ -18,8 +18,8 @@ struct Columns {
   POPNORM_INLINE explicit Columns(int columns)
       : x(columns), log_x(lowest_bit(static_cast<unsigned>(columns))), y(kThreads >> log_x) {}
   __device__ __forceinline__ static int thread() { return static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x); }
-  __device__ __forceinline__ int of_x() const { return thread() & (x - 1); }
-  __device__ __forceinline__ int of_y() const { return thread() >> log_x; }
+  __device__ __forceinline__ int of_x(int of = thread()) const { return of & (x - 1); }
+  __device__ __forceinline__ int of_y(int of = thread()) const { return of >> log_x; }
   POPNORM_INLINE int log_y() const { return lowest_bit(static_cast<unsigned>(y)); }
 };
 
@@ -54,19 +54,19 @@ __device__ __forceinline__ void add_lane(V (&value)[K], int mask, const Op& op) 
 template <int K, class V, class Op>
 __device__ __forceinline__ void block_reduce(V (&value)[K], const Columns& columns, void* shared, const Op& op,
                                              int used) {
-  const int thread = Columns::thread();
+  const int thread = renewed(Columns::thread());
   for (int mask = columns.x; mask < kWarp && mask < used << columns.log_x; mask *= 2) add_lane(value, mask, op);
   // A warp's columns, or all, in so many parts.
   const int wide = columns.x < kWarp ? columns.x : kWarp;
   const int parts = columns.x < kWarp ? kThreads / kWarp : columns.y;
-  const int part = columns.x < kWarp ? thread / kWarp : columns.of_y();
+  const int part = columns.x < kWarp ? thread / kWarp : columns.of_y(thread);
   const int used_parts = columns.x < kWarp ? ((used << columns.log_x) + kWarp - 1) / kWarp : used;
   const int results = columns.x * K;
   V* const partial = static_cast<V*>(shared);
   V* const result = reinterpret_cast<V*>(static_cast<std::byte*>(shared) + kPartialBytes);
   if (thread % kWarp < wide)
 #pragma unroll
-    for (int k = 0; k < K; ++k) partial[part * results + columns.of_x() * K + k] = value[k];
+    for (int k = 0; k < K; ++k) partial[part * results + columns.of_x(thread) * K + k] = value[k];
   __syncthreads();
   // The parts of a result side by side in a warp, of which all lanes take part.
   const int all = parts * results, log_parts = lowest_bit(static_cast<unsigned>(parts));
@@ -78,7 +78,7 @@ __device__ __forceinline__ void block_reduce(V (&value)[K], const Columns& colum
   }
   __syncthreads();
 #pragma unroll
-  for (int k = 0; k < K; ++k) value[k] = result[columns.of_x() * K + k];
+  for (int k = 0; k < K; ++k) value[k] = result[columns.of_x(thread) * K + k];
 }
 template <int K, class V, class Op>
 __device__ __forceinline__ void block_reduce(V (&value)[K], const Columns& columns, void* shared, const Op& op) {

@@ -148,7 +148,9 @@ __global__ void __launch_bounds__(kThreads,
     if (item == 0 && crew.rank() == 0 && Columns::thread() == 0 && args.fold.reserve != nullptr)
       *args.fold.reserve = args.fold.header;
     __syncthreads();
-    const auto row_of = [&](std::int64_t, int k) { return row[threadIdx.x * Shape<T, kAccess>::kChannels + k]; };
+    const auto row_of = [&](std::int64_t, std::int64_t k) {
+      return row[threadIdx.x * Shape<T, kAccess>::kChannels + k];
+    };
     Normalized<A, T, kAccess, decltype(row_of)> normalized(m.extents, c, rows, row_of);
     const Share<T, kAccess> next = share_of(item + crew.teams());
     Fetch<T, kAccess, 1> ahead(slots, next.stretch, m.extents);
@@ -187,16 +189,19 @@ __global__ void __launch_bounds__(kThreads,
   const Crew& crew = args.crew;
   const int channels = static_cast<int>(blockDim.x) * Shape<T, kAccess>::kChannels;
   const Columns columns = fold_columns_of<kAccess>(channels, args.fold.columns);
-  const Rows<A> rows = r.source.get();
-  const Tiles tiles = r.tiles.of_class(Classes::rows, rows.given);
-  const std::int64_t items = rows.map.count * crew.channel_blocks.by();
+  const unsigned known = r.source.known();
+  const Rows<A> of_all = r.source.rows(known);
+  const Tiles tiles = r.tiles.of_class(Classes::rows, of_all.given);
+  const std::int64_t items = of_all.map.count * crew.channel_blocks.by();
   const auto share_of = [&](std::int64_t item) {
-    return Share<T, kAccess>(crew, rows.map, tiles, r.extents.s.by(), item, items);
+    return Share<T, kAccess>(crew, of_all.map, tiles, r.extents.s.by(), item, items);
   };
   const Slots<T, kAccess, 2> slots(shared + kChunksAt, crew.held);
   Share<T, kAccess> share = share_of(crew.number());
   Fetch<T, kAccess, 2>(slots, share.stretch, r.extents).fetch_from(0, r.x, r.dy);
   for (std::int64_t first = 0; first < items; first += crew.teams()) {
+    // In columns counted in 64 bits no registers are left for pointers that are needed once an item.
+    const Rows<A> rows = kAccess == Access::columns ? r.source.rows(renewed(known)) : of_all;
     const std::int64_t item = first + crew.number();
     const std::int64_t c = share.stretch.c;
     const std::int64_t group = crew.channel_blocks.quotient(item);
@@ -207,7 +212,8 @@ __global__ void __launch_bounds__(kThreads,
       const Stretch<T, kAccess> tile = share.of_tile(tiles, place);
       TwoSums sums[Shape<T, kAccess>::kChannels];
       tile_sums<A, T, kAccess, false, kFused>(
-          r, rows, tile, [&](std::int64_t of, int k) { return rows.row(of * r.extents.c + c + k); }, shared, sums,
+          r, rows, tile, [&](std::int64_t of, std::int64_t k) { return rows.row(of * r.extents.c + c + k); }, shared,
+          sums,
           [&](Chunk<T, kAccess>& x, Chunk<T, kAccess>& dy, const Packs<T, kAccess>& packs, int i) {
             slots.await(slots.held(share.stretch) - 1 - (chunk + i));
             slots.get(x, chunk + i, 0, r.x, packs, false);
@@ -238,8 +244,8 @@ __global__ void __launch_bounds__(kThreads,
       row[sub + columns.of_x()] = {rows.row(i), through ? k.k1 : A(0), through ? k.k2 : A(0), through};
     }
     __syncthreads();
-    const auto own = [&](std::int64_t, int k) { return row[threadIdx.x * Shape<T, kAccess>::kChannels + k]; };
-    const auto statistics_of = [&](std::int64_t of, int k) { return own(of, k).statistics; };
+    const auto own = [&](std::int64_t, std::int64_t k) { return row[threadIdx.x * Shape<T, kAccess>::kChannels + k]; };
+    const auto statistics_of = [&](std::int64_t of, std::int64_t k) { return own(of, k).statistics; };
     Gradient<A, T, kAccess, decltype(own)> gradient(r.extents, c, rows, own);
     const auto write = [&](const auto& give_up) {
       with_alike<kAccess>(gradient.alike(), [&](auto alike) {

@@ -60,21 +60,30 @@ struct RowSource {
   Values scale{};
   Values shift{};
 
-  // kMasks: another thread of the launch may be saying meanwhile that there is a mask.
+  // What only a kernel knows, of two bits. kMasks: another thread of the launch may be saying meanwhile that there is a mask.
+  static constexpr unsigned kGiven = 1, kMasked = 2;
   template <bool kMasks = false>
-  __device__ __forceinline__ Rows<A> get() const {
+  __device__ __forceinline__ unsigned known() const {
+    if (reserve == nullptr) return statistics == POPNORM_GIVEN ? kGiven : 0;
     const auto* const header = reinterpret_cast<const ReserveHeader*>(reserve);
-    const popnorm_statistics of = reserve != nullptr ? static_cast<popnorm_statistics>(header->statistics) : statistics;
-    const bool given = of == POPNORM_GIVEN;
+    const std::int8_t masked = kMasks ? load_relaxed(&header->masked) : header->masked;
+    return (static_cast<popnorm_statistics>(header->statistics) == POPNORM_GIVEN ? kGiven : 0) |
+           (masked != 0 && header->mask_shape == mask_shape ? kMasked : 0);
+  }
+  __device__ __forceinline__ Rows<A> rows(unsigned known) const {
+    const bool given = (known & kGiven) != 0;
     Rows<A> rows{given, given ? slots : groups, affine, own, scale, shift};
     if (reserve == nullptr) return rows;
     const ReserveArrays<A, std::byte> r(reserve, rows.map.count * c, affine.count * c);
     rows.of = {r.weight, r.hi, r.lo, r.invstd, r.d, r.r2};
     rows.scale = {r.scale, kTypeOf<A>};
     rows.shift = {r.shift, kTypeOf<A>};
-    const std::int8_t masked = kMasks ? load_relaxed(&header->masked) : header->masked;
-    rows.masked = masked != 0 && header->mask_shape == mask_shape;
+    rows.masked = (known & kMasked) != 0;
     return rows;
+  }
+  template <bool kMasks = false>
+  __device__ __forceinline__ Rows<A> get() const {
+    return rows(known<kMasks>());
   }
 };
 

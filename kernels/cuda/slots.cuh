@@ -16,12 +16,15 @@ struct Stretch {
   using Index = std::conditional_t<is_narrow(kAccess), std::uint32_t, std::int64_t>;
 
   Samples<kAccess> members;
-  std::int64_t c;  // the thread's first
+  Count<kAccess> c;  // the thread's first
   Count<kAccess> begin;
   Count<kAccess> end;
 
   __device__ __forceinline__ Stretch(const Members& of, std::int64_t first, std::int64_t from, std::int64_t to)
-      : members(of), c(first), begin(static_cast<Count<kAccess>>(from)), end(static_cast<Count<kAccess>>(to)) {}
+      : members(of),
+        c(static_cast<Count<kAccess>>(first)),
+        begin(static_cast<Count<kAccess>>(from)),
+        end(static_cast<Count<kAccess>>(to)) {}
   __device__ __forceinline__ static int step() { return 1 << Shape<T, kAccess>::log_positions(); }
   __device__ __forceinline__ int chunks() const {
     return static_cast<int>((end - begin + step() - 1) >> Shape<T, kAccess>::log_positions());
