@@ -191,24 +191,26 @@ __global__ void __launch_bounds__(kThreads,
   const Columns columns = fold_columns_of<kAccess>(channels, args.fold.columns);
   const unsigned known = r.source.known();
   const Rows<A> of_all = r.source.rows(known);
-  const Tiles tiles = r.tiles.of_class(Classes::rows, of_all.given);
   const std::int64_t items = of_all.map.count * crew.channel_blocks.by();
+  // But in columns counted in 32 bits, elements leave no registers for pointers that are needed once an item.
+  const auto rows_anew = [&] { return kAccess != Access::even_columns ? r.source.rows(renewed(known)) : of_all; };
+  const auto tiles_of = [&](const Rows<A>& rows) { return r.tiles.of_class(Classes::rows, rows.given); };
   const auto share_of = [&](std::int64_t item) {
-    return Share<T, kAccess>(crew, of_all.map, tiles, r.extents.s.by(), item, items);
+    const Rows<A> rows = rows_anew();
+    return Share<T, kAccess>(crew, rows.map, tiles_of(rows), r.extents.s.by(), item, items);
   };
   const Slots<T, kAccess, 2> slots(shared + kChunksAt, crew.held);
   Share<T, kAccess> share = share_of(crew.number());
   Fetch<T, kAccess, 2>(slots, share.stretch, r.extents).fetch_from(0, r.x, r.dy);
   for (std::int64_t first = 0; first < items; first += crew.teams()) {
-    // In columns counted in 64 bits no registers are left for pointers that are needed once an item.
-    const Rows<A> rows = kAccess == Access::columns ? r.source.rows(renewed(known)) : of_all;
     const std::int64_t item = first + crew.number();
     const std::int64_t c = share.stretch.c;
     const std::int64_t group = crew.channel_blocks.quotient(item);
     const std::int64_t block = item - group * crew.channel_blocks.by();
-    const auto number = [&](std::int64_t place) { return tiles.first(rows.map, r.extents.s.by(), group) + place; };
     int chunk = 0;
     for (Count<kAccess> place = share.tile; place < share.tile + share.tiles; ++place) {
+      const Rows<A> rows = rows_anew();
+      const Tiles tiles = tiles_of(rows);
       const Stretch<T, kAccess> tile = share.of_tile(tiles, place);
       TwoSums sums[Shape<T, kAccess>::kChannels];
       tile_sums<A, T, kAccess, false, kFused>(
@@ -222,16 +224,18 @@ __global__ void __launch_bounds__(kThreads,
       chunk += tile.chunks();
       if (threadIdx.y == 0)
         for_each_channel<T, kAccess>(r.extents, c, [&](int k) {
-          r.dy_of_tile[number(place) * r.extents.c + c + k] = sums[k].first;
-          r.dy_xhat_of_tile[number(place) * r.extents.c + c + k] = sums[k].second;
+          const std::int64_t number = tiles.first(rows.map, r.extents.s.by(), group) + place;
+          r.dy_of_tile[number * r.extents.c + c + k] = sums[k].first;
+          r.dy_xhat_of_tile[number * r.extents.c + c + k] = sums[k].second;
         });
     }
     crew.barrier();
     if (item >= items) continue;
+    const Rows<A> rows = rows_anew();
     for (int sub = 0; sub < channels; sub += columns.x) {
       const std::int64_t folded = block * channels + sub + columns.of_x();
       const TwoSums sums =
-          merged_sums<kMostLeaves<kAccess>>(args.fold, rows.map, tiles, group, folded, columns, shared);
+          merged_sums<kMostLeaves<kAccess>>(args.fold, rows.map, tiles_of(rows), group, folded, columns, shared);
       if (columns.of_y() != 0 || folded >= r.extents.c) continue;
       const std::int64_t i = group * r.extents.c + folded;
       if (crew.rank() == 0) {
@@ -261,8 +265,8 @@ __global__ void __launch_bounds__(kThreads,
         });
       });
     };
-    if constexpr (!in_rows(kAccess) && sizeof(T) == 2 && kFused) {
-      // There are no registers left to copy meanwhile.
+    if constexpr (sizeof(T) == 2 && kFused && (!in_rows(kAccess) || kBeforeSm80)) {
+      // There are no registers left to copy meanwhile, which before sm_80 would not be meanwhile.
       write([](int) {});
       share = share_of(item + crew.teams());
       Fetch<T, kAccess, 2>(slots, share.stretch, r.extents).fetch_from(0, r.x, r.dy);
