@@ -194,10 +194,10 @@ __global__ void __launch_bounds__(kThreads,
   const std::int64_t items = of_all.map.count * crew.channel_blocks.by();
   // But in columns counted in 32 bits, elements leave no registers for pointers that are needed once an item.
   const auto rows_anew = [&] { return kAccess != Access::even_columns ? r.source.rows(renewed(known)) : of_all; };
-  const auto tiles_of = [&](const Rows<A>& rows) { return r.tiles.of_class(Classes::rows, rows.given); };
+  const auto tiles_with = [&](const Rows<A>& rows) { return r.tiles.of_class(Classes::rows, rows.given); };
   const auto share_of = [&](std::int64_t item) {
     const Rows<A> rows = rows_anew();
-    return Share<T, kAccess>(crew, rows.map, tiles_of(rows), r.extents.s.by(), item, items);
+    return Share<T, kAccess>(crew, rows.map, tiles_with(rows), r.extents.s.by(), item, items);
   };
   const Slots<T, kAccess, 2> slots(shared + kChunksAt, crew.held);
   Share<T, kAccess> share = share_of(crew.number());
@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(kThreads,
     int chunk = 0;
     for (Count<kAccess> place = share.tile; place < share.tile + share.tiles; ++place) {
       const Rows<A> rows = rows_anew();
-      const Tiles tiles = tiles_of(rows);
+      const Tiles tiles = tiles_with(rows);
       const Stretch<T, kAccess> tile = share.of_tile(tiles, place);
       TwoSums sums[Shape<T, kAccess>::kChannels];
       tile_sums<A, T, kAccess, false, kFused>(
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kThreads,
     for (int sub = 0; sub < channels; sub += columns.x) {
       const std::int64_t folded = block * channels + sub + columns.of_x();
       const TwoSums sums =
-          merged_sums<kMostLeaves<kAccess>>(args.fold, rows.map, tiles_of(rows), group, folded, columns, shared);
+          merged_sums<kMostLeaves<kAccess>>(args.fold, rows.map, tiles_with(rows), group, folded, columns, shared);
       if (columns.of_y() != 0 || folded >= r.extents.c) continue;
       const std::int64_t i = group * r.extents.c + folded;
       if (crew.rank() == 0) {
