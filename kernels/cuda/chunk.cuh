@@ -105,9 +105,11 @@ __device__ __forceinline__ void read_channels(const Extents& extents, std::int64
     for_each_channel<T, kAccess>(extents, c, [&](int k) { body(k, k); });
   }
 }
-// As many as there are; where another sample begins in a chunk, whose elements take the registers, two.
+// As many as there are registers for; where another sample begins in a chunk, whose elements take these, two.
 template <class T, Access kAccess>
-inline constexpr int kReadAtOnce = is_even(kAccess) ? Shape<T, kAccess>::kChannels : 1;
+inline constexpr int kReadAtOnce = !is_even(kAccess)                                 ? 1
+                                   : kSinceSm100 && Shape<T, kAccess>::kChannels > 4 ? 4
+                                                                                     : Shape<T, kAccess>::kChannels;
 template <class T, Access kAccess>
 inline constexpr int kReadInChunk = kReadAtOnce<T, kAccess> < 2 ? 1 : 2;
 

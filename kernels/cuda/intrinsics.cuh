@@ -19,11 +19,11 @@
 
 namespace popnorm::cuda {
 
-// Whether this compilation is for a device before sm_80, whose code takes a few more registers.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-inline constexpr bool kBeforeSm80 = true;
+// Whether this compilation is for a device before sm_80, or from sm_100 on, whose code takes a few more registers.
+#ifdef __CUDA_ARCH__
+inline constexpr bool kBeforeSm80 = __CUDA_ARCH__ < 800, kSinceSm100 = __CUDA_ARCH__ >= 1000;
 #else
-inline constexpr bool kBeforeSm80 = false;
+inline constexpr bool kBeforeSm80 = false, kSinceSm100 = false;
 #endif
 
 // The upper half of a product of 128 bits.

@@ -122,7 +122,7 @@ __device__ __forceinline__ void first_elements(const Operand& x, const Extents& 
   using S = Shape<T, kAccess>;
 #pragma unroll
   for (int k = 0; k < S::kChannels; ++k) first[k] = 0;
-  read_channels<T, kAccess, kReadAtOnce<T, kAccess>>(extents, tile.c, [&](int k, std::int64_t from) {
+  read_channels<T, kAccess, S::kChannels>(extents, tile.c, [&](int k, std::int64_t from) {
     const T* const at = x.at<T>(sample, tile.c + from, position);
     if constexpr (S::kChannels > 1 && is_even(kAccess)) {
       alignas(16) T pack[S::kPack];
