@@ -119,7 +119,8 @@ TEST_P(WeightedKernels, BackwardReduce) {
     expect_same_on_every_tier([&](const KernelTable& table) {
       Array sum = doubles(), dot = doubles();
       kernels(table).weighted_backward_reduce(
-          {{block(), input(x_of_kind_), input(dy_of_kind_), hi_.data(), sum.doubles(), dot.doubles()}, drawn.weights});
+          {{{block(), input(x_of_kind_), input(dy_of_kind_), hi_.data(), sum.doubles(), dot.doubles()}},
+           drawn.weights});
       for (std::int64_t c = 0; c < c_.channels; ++c) {
         Real exact_sum = 0, exact_dot = 0, size_sum = 0, size_dot = 0;
         each_present(drawn, c, [&](const Place& p, Real) {
@@ -147,7 +148,7 @@ TEST_P(WeightedKernels, NormalizeIsTheScalarExpressionAndZeroWhereAbsent) {
             {Stores::ordinary},
             [&](const Kernels& k, Array& y, Stores stores) {
               k.weighted_normalize(
-                  {{block(), input(x_of_kind_), output(y), hi_.data(), a_.data(), k1_.data(), stores, choice(chosen)},
+                  {{{block(), input(x_of_kind_), output(y), hi_.data(), a_.data(), k1_.data(), stores, choice(chosen)}},
                    drawn.weights});
             },
             [&](const Place& p) {
@@ -167,8 +168,8 @@ TEST_P(WeightedKernels, BackwardApplyIsTheScalarExpressionAndZeroWhereAbsent) {
         expect_elements(
             {Stores::ordinary},
             [&](const Kernels& k, Array& dx, Stores stores) {
-              k.weighted_backward_apply({{block(), input(x_of_kind_), input(dy_of_kind_), output(dx), hi_.data(),
-                                          invstd_.data(), a_.data(), k1_.data(), k2_.data(), stores, choice(chosen)},
+              k.weighted_backward_apply({{{block(), input(x_of_kind_), input(dy_of_kind_), output(dx), hi_.data(),
+                                           invstd_.data(), a_.data(), k1_.data(), k2_.data(), stores, choice(chosen)}},
                                          drawn.weights});
             },
             [&](const Place& p) {
