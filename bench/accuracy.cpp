@@ -185,7 +185,7 @@ Answer run_onednn(const Batch& batch, popnorm_layout layout, int threads) {
   arrays.shift = batch.shift;
   const auto run = [&](Operation operation) {
     const Task task = {operation, layout, kLayer, {{x.data(), dy.data(), out.data()}}};
-    make_onednn(task, arrays, threads).run(0);
+    make_onednn(task, arrays, threads, PeerLayout::plain).run(0);
     return unpack(out, layout);
   };
   Answer answer;

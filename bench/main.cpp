@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -37,6 +38,7 @@ struct Options {
   bool restart = false;
   bool cold = false;
   bool show_peer = false;
+  PeerLayout peer_layout = PeerLayout::plain;
   int threads = 2;
   std::size_t cold_megabytes = 0;
   Protocol protocol;
@@ -175,6 +177,7 @@ class Bench {
             {"isa", popnorm::plan(popnorm::problem_nchw(1, 1, 1)).info().isa},
             {"onednn_version", peer_ ? json(peer_->version) : json()},
             {"onednn_threading", peer_ ? json(peer_->threading) : json()},
+            {"onednn_layout", options_.peer_layout == PeerLayout::plain ? "plain" : "blocked"},
             {"tbb", TBB_runtime_version()},
             {"compiler", POPNORM_BENCH_COMPILER},
             {"alignment", Arena::kAlignment},
@@ -248,13 +251,16 @@ class Bench {
     std::vector<Contender> all = {{"popnorm", subject.run}, {"popnorm again", subject.run}};
     row["isa"] = subject.isa;
     if (!peer_) return all;
-    const Peer peer = inside([&] { return make_onednn(task, theirs, options_.threads); });
+    const Peer peer = inside([&] { return make_onednn(task, theirs, options_.threads, options_.peer_layout); });
     row["onednn_version"] = peer_->version;
     row["onednn_implementation"] = peer.implementation;
     inside([&] { subject.run(0); });
     const float* out = task.sets[0].out;
     const std::vector<float> kept(out, out + task.layer.elements());
-    inside([&] { peer.run(0); });
+    inside([&] {
+      peer.run(0);
+      peer.deliver();
+    });
     const double distance = disagreement(task, ours, kept, theirs, out);
     if (distance > 1) {
       row["onednn_mismatch"] = distance;
@@ -385,6 +391,11 @@ int run(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--layers", options.layers, "list of layers")->check(CLI::ExistingFile);
   app.add_option("--report", options.report, "the JSON file to write")->capture_default_str();
+  app.add_option("--peer-layout", options.peer_layout,
+                 "what oneDNN is given where rows are NCHW: plain or blocked (nChw16c)")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, PeerLayout>{{"plain", PeerLayout::plain}, {"blocked", PeerLayout::blocked}}))
+      ->default_str("plain");
   app.add_flag("--show-peer", options.show_peer, "only say which oneDNN is there; exit status 1 if none");
   CLI11_PARSE(app, argc, argv);
   options.protocol.limit = std::max(options.protocol.limit, options.protocol.rounds);

@@ -9,6 +9,6 @@ std::optional<PeerFacts> onednn_facts(std::string& why) {
   return std::nullopt;
 }
 
-Peer make_onednn(const Task&, ChannelArrays&, int) { throw std::logic_error("built without oneDNN"); }
+Peer make_onednn(const Task&, ChannelArrays&, int, PeerLayout) { throw std::logic_error("built without oneDNN"); }
 
 }  // namespace popnorm_bench

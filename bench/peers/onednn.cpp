@@ -57,6 +57,18 @@ void set_openmp_threads(int threads) {
   if (auto* set = reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"))) set(threads);
 }
 
+dnnl::memory::format_tag tag_of(popnorm_layout layout, PeerLayout wanted) {
+  using dnnl::memory;
+  if (layout == POPNORM_NHWC) return memory::format_tag::nhwc;
+  if (wanted == PeerLayout::plain) return memory::format_tag::nchw;
+  return __builtin_cpu_supports("avx512f") ? memory::format_tag::nChw16c : memory::format_tag::nChw8c;
+}
+
+void copy(dnnl::memory from, dnnl::memory to) {
+  dnnl::reorder(from, to).execute(runtime().stream, from, to);
+  runtime().stream.wait();
+}
+
 }  // namespace
 
 std::optional<PeerFacts> onednn_facts(std::string& why) {
@@ -71,18 +83,28 @@ std::optional<PeerFacts> onednn_facts(std::string& why) {
                    is_openmp()};
 }
 
-Peer make_onednn(const Task& task, ChannelArrays& arrays, int threads) {
+Peer make_onednn(const Task& task, ChannelArrays& arrays, int threads, PeerLayout layout) {
   using dnnl::normalization_flags;
   using dnnl::prop_kind;
   set_openmp_threads(threads);
   const Layer& layer = task.layer;
   const dnnl::engine& engine = runtime().engine;
-  const auto tag = task.layout == POPNORM_NCHW ? dnnl::memory::format_tag::nchw : dnnl::memory::format_tag::nhwc;
-  const dnnl::memory::desc tensor({layer.n, layer.c, layer.h, layer.w}, dnnl::memory::data_type::f32, tag);
+  const auto described = [&](PeerLayout in) {
+    return dnnl::memory::desc({layer.n, layer.c, layer.h, layer.w}, dnnl::memory::data_type::f32,
+                              tag_of(task.layout, in));
+  };
+  const dnnl::memory::desc tensor = described(layout), given = described(PeerLayout::plain);
+  const bool copies = tensor != given;
   const dnnl::memory::desc channels(dnnl::memory::dims{layer.c}, dnnl::memory::data_type::f32,
                                     dnnl::memory::format_tag::x);
   const auto flags = normalization_flags::use_scale | normalization_flags::use_shift;
-  const auto large = [&](float* values) { return dnnl::memory(tensor, engine, values); };
+  const auto large = [&](float* values) {
+    const dnnl::memory there(given, engine, values);
+    if (!copies) return there;
+    const dnnl::memory own(tensor, engine);
+    copy(there, own);
+    return own;
+  };
   const auto small = [&](std::vector<float>& values) { return dnnl::memory(channels, engine, values.data()); };
   const auto execute = [](const dnnl::primitive& primitive, const Arguments& arguments) {
     primitive.execute(runtime().stream, arguments);
@@ -139,7 +161,15 @@ Peer make_onednn(const Task& task, ChannelArrays& arrays, int threads) {
   for (const Tensors& t : task.sets) {
     arguments->push_back(task.operation == Operation::backward ? backward_arguments(t) : forward_arguments(t));
   }
-  return {[primitive, arguments, execute](std::size_t set) { execute(primitive, (*arguments)[set]); }, implementation};
+  Peer peer{[primitive, arguments, execute](std::size_t set) { execute(primitive, (*arguments)[set]); },
+            implementation};
+  if (copies) {
+    const int out = task.operation == Operation::backward ? DNNL_ARG_DIFF_SRC : DNNL_ARG_DST;
+    peer.deliver = [made = arguments->front().at(out), to = dnnl::memory(given, engine, task.sets[0].out)] {
+      copy(made, to);
+    };
+  }
+  return peer;
 }
 
 }  // namespace popnorm_bench
