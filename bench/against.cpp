@@ -11,6 +11,7 @@ int run(int argc, char** argv) {
   ComparisonOptions options;
   std::string layers = POPNORM_BENCH_LAYERS, network = "resnet_50", reference, subject;
   popnorm_type storage = POPNORM_F32;
+  popnorm_weights weights = POPNORM_UNWEIGHTED;
   CLI::App app("The time of one build of libpopnorm over that of another. The same file twice shows the noise.");
   options.add_to(app);
   app.add_option("reference", reference, "a libpopnorm.so")->required()->check(CLI::ExistingFile);
@@ -19,6 +20,9 @@ int run(int argc, char** argv) {
   app.add_option("--network", network, "of the list; all of it: any")->capture_default_str();
   app.add_option("--storage", storage, "of all tensors: f32, f64, bf16, f16")
       ->transform(CLI::CheckedTransformer(kStorages));
+  app.add_option("--weights", weights, "none, per_sample, per_position, lengths")
+      ->transform(CLI::CheckedTransformer(kWeights))
+      ->default_str("none");
   CLI11_PARSE(app, argc, argv);
   const Library old = Library::opened(reference), changed = Library::opened(subject);
   std::vector<ComparedRow> rows;
@@ -28,6 +32,7 @@ int run(int argc, char** argv) {
       for (const popnorm_layout layout : kLayouts) {
         popnorm_problem problem = popnorm::problem(layout, layer.n, layer.c, layer.s());
         problem.storage = storage;
+        problem.weights = weights;
         rows.push_back(
             {std::string(name_of(operation)) + "/" + name_of(layout) + "/" + layer.network + "/" + layer.dimensions(),
              [=] {

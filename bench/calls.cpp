@@ -63,6 +63,11 @@ Library Library::opened(const std::string& path) {
 const std::map<std::string, popnorm_type> kStorages = {
     {"f32", POPNORM_F32}, {"f64", POPNORM_F64}, {"bf16", POPNORM_BF16}, {"f16", POPNORM_F16}};
 
+const std::map<std::string, popnorm_weights> kWeights = {{"none", POPNORM_UNWEIGHTED},
+                                                         {"per_sample", POPNORM_WEIGHTS_PER_SAMPLE},
+                                                         {"per_position", POPNORM_WEIGHTS_PER_POSITION},
+                                                         {"lengths", POPNORM_LENGTHS}};
+
 std::size_t size_of(popnorm_type storage) { return storage == POPNORM_F64 ? 8 : storage == POPNORM_F32 ? 4 : 2; }
 
 Set::Set(popnorm_type storage, std::size_t elements)
@@ -87,6 +92,16 @@ Calls::Calls(const popnorm_problem& problem, const Library& library)
   check(library_.plan_query(plan, &info));
   workspace_ = popnorm::buffer(info.workspace_bytes, info.workspace_alignment);
   reserve_ = popnorm::buffer(info.reserve_bytes, info.reserve_alignment);
+  std::mt19937 engine(7);
+  if (problem.weights == POPNORM_LENGTHS) {
+    for (std::int64_t i = 0; i < problem.n; ++i)
+      lengths_.push_back(static_cast<std::int64_t>(engine()) % (problem.s + 1));
+    batch_.weights = lengths_.data();
+  } else if (problem.weights != POPNORM_UNWEIGHTED) {
+    const std::int64_t count = problem.weights == POPNORM_WEIGHTS_PER_SAMPLE ? problem.n : problem.n * problem.s;
+    for (std::int64_t i = 0; i < count; ++i) weights_.push_back(static_cast<float>(engine() % 8) / 4);
+    batch_.weights = weights_.data();
+  }
 }
 
 void Calls::check(popnorm_status status) const {
@@ -100,6 +115,7 @@ void Calls::run(Operation operation, Set& t) {
     a.x = t.x.data();
     a.dy = t.dy.data();
     a.dx = t.dx.data();
+    a.batch = batch_;
     if (adds) a.dresidual = t.dresidual.data();
     return check(library_.backward(plan_.get(), &a, nullptr));
   }
@@ -107,6 +123,7 @@ void Calls::run(Operation operation, Set& t) {
   popnorm_forward_args a = training ? popnorm::forward_args(workspace_, reserve_) : popnorm::forward_args(workspace_);
   a.x = t.x.data();
   a.y = t.y.data();
+  a.batch = batch_;
   if (adds) a.residual = t.residual.data();
   if (!training) {
     a.source.statistics = POPNORM_GIVEN;

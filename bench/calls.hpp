@@ -38,7 +38,11 @@ struct Set {
   Set(popnorm_type storage, std::size_t elements);
 };
 
-// One plan with what its calls need. Statistics of inference are given: a mean of 0 and a variance of 1.
+// What --weights and names of rows call the kinds.
+extern const std::map<std::string, popnorm_weights> kWeights;
+
+// One plan with what its calls need. Statistics of inference are given: a mean of 0 and a variance of 1. Of weights an eighth are 0,
+// lengths are 0 to S.
 class Calls {
  public:
   explicit Calls(const popnorm_problem& problem, const Library& library = {});
@@ -54,6 +58,9 @@ class Calls {
   std::unique_ptr<popnorm_plan, decltype(&popnorm_plan_destroy)> plan_;
   popnorm::buffer workspace_, reserve_;
   std::vector<double> mean_, variance_;
+  std::vector<float> weights_;
+  std::vector<std::int64_t> lengths_;
+  popnorm_batch batch_{};
 };
 
 // One call with its tensors, which it shares with others or has for itself.

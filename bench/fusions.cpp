@@ -1,4 +1,4 @@
-// popnorm_fusions: what a residual and an activation cost in the sweep of normalization, against plain batch normalization of
+// popnorm_fusions: what a residual, an activation and weights cost in the sweeps of normalization, against plain batch normalization of
 // the same tensor, beside the ratio of the bytes that the two move.
 #include <memory>
 
@@ -26,11 +26,15 @@ struct Fusion {
   std::string name;
   popnorm_activation activation;
   bool residual;
+  popnorm_weights weights = POPNORM_UNWEIGHTED;
 };
 const Fusion kFusions[] = {{"relu", POPNORM_RELU, false},
                            {"leaky_relu", POPNORM_LEAKY_RELU, false},
                            {"add", POPNORM_IDENTITY, true},
-                           {"add_relu", POPNORM_RELU, true}};
+                           {"add_relu", POPNORM_RELU, true},
+                           {"weights_per_sample", POPNORM_IDENTITY, false, POPNORM_WEIGHTS_PER_SAMPLE},
+                           {"weights_per_position", POPNORM_IDENTITY, false, POPNORM_WEIGHTS_PER_POSITION},
+                           {"lengths", POPNORM_IDENTITY, false, POPNORM_LENGTHS}};
 
 // Bytes that a fused call moves over those of the plain one, if slabs (NCHW) are read from memory once, and all else twice.
 double bytes_ratio(Operation operation, popnorm_layout layout, const Fusion& fusion, popnorm_type storage) {
@@ -49,6 +53,7 @@ Compared fused(Operation operation, const Shape& shape, const Fusion& fusion, po
   popnorm_problem with = problem;
   with.activation = fusion.activation;
   with.adds_residual = fusion.residual ? 1 : 0;
+  with.weights = fusion.weights;
   const auto set = std::make_shared<Set>(storage, layer.elements());
   Compared row = compared(operation, {std::make_shared<Calls>(problem), set}, {std::make_shared<Calls>(with), set});
   row.extra = bytes_ratio(operation, shape.layout, fusion, storage);
@@ -58,7 +63,7 @@ Compared fused(Operation operation, const Shape& shape, const Fusion& fusion, po
 int run(int argc, char** argv) {
   ComparisonOptions options;
   popnorm_type storage = POPNORM_F32;
-  CLI::App app("What a residual and an activation cost against plain batch normalization.");
+  CLI::App app("What a residual, an activation and weights cost against plain batch normalization.");
   options.add_to(app);
   app.add_option("--storage", storage, "of all tensors: f32, f64, bf16, f16")
       ->transform(CLI::CheckedTransformer(kStorages));

@@ -35,7 +35,7 @@ struct RowChoice {
 struct Weights {
   const float* first = nullptr;
   std::int64_t sample = 0;
-  std::int64_t position = 0;
+  std::int64_t position = 0;  // 0 or 1
   const std::int64_t* length = nullptr;
   std::int64_t s0 = 0;  // the block's first position, for lengths
 };

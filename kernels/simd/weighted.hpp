@@ -1,13 +1,28 @@
-// The four operations with weights: of a sample, of a position, or a length per sample. Absent elements are selected away,
-// never multiplied by 0: they may hold NaN. All in f64 and one element after the other per lane, since weights are rare and
-// masks make memory patient; element by element y and dx are the same expressions as without weights.
+// The four operations with weights: of a sample, of a position, or a length per sample. Absent elements are chosen away, never
+// multiplied by 0: they may hold NaN. Sums are in f64 throughout, since weights are rare; element by element y and dx are the same
+// expressions as without weights.
 
 // The weights of one sample of a block: positions [0, present) count, each with weight w[i*step], or 1 where w is null.
 struct SampleWeights {
   std::int64_t present;
   const float* w;
-  std::int64_t step;
+  std::int64_t step;  // 0 or 1
   POPNORM_INLINE float at(std::int64_t i) const { return w != nullptr ? w[i * step] : 1.0F; }
+  // Of positions [i, i + n), n <= width; 0 in all other lanes.
+  template <class T>
+  POPNORM_INLINE Batch<T> lanes(std::int64_t i, std::int64_t n) const {
+    const Batch<T> zero(Arithmetic<T>(0));
+    const std::int64_t here = present - i < n ? present - i : n;
+    if (here <= 0) return zero;
+    if (w != nullptr && step != 0) {
+      if constexpr (std::is_same_v<Arithmetic<T>, float>)
+        return load(w + i, here, zero);
+      else
+        return load_widened(w + i, here);
+    }
+    const Batch<T> all(static_cast<Arithmetic<T>>(at(0)));
+    return here == kWidth<T> ? all : splice(here, all, zero);
+  }
 };
 
 POPNORM_INLINE SampleWeights weights_of(const Weights& weights, const Block& block, std::int64_t k) {
@@ -21,31 +36,13 @@ POPNORM_INLINE SampleWeights weights_of(const Weights& weights, const Block& blo
   return result;
 }
 
-// Rows form: sums term(i) over the present positions of every sample, in kLanes lanes of f64. term(k, i, w) may read.
-template <class Term>
-POPNORM_INLINE double weighted_lanes(const Block& block, const Weights& weights, const Term& term) {
-  double lane[kLanes] = {};
-  for (std::int64_t k = 0; k < block.samples; ++k) {
-    const SampleWeights w = weights_of(weights, block, k);
-    for (std::int64_t i = 0; i < w.present; ++i) {
-      const float weight = w.at(i);
-      if (weight != 0) lane[i % kLanes] += term(k, i, static_cast<double>(weight));
-    }
-  }
-  for (std::int64_t width = kLanes / 2; width > 0; width /= 2)
-    for (std::int64_t l = 0; l < width; ++l) lane[l] += lane[l + width];
-  return lane[0];
-}
-
-// Columns form: calls body(k, i, w) for every present position.
+// Calls body(k, i, w) for every present position, in order, until one returns false.
 template <class Body>
-POPNORM_INLINE void weighted_positions(const Block& block, const Weights& weights, const Body& body) {
+POPNORM_INLINE void each_present(const Block& block, const Weights& weights, const Body& body) {
   for (std::int64_t k = 0; k < block.samples; ++k) {
     const SampleWeights w = weights_of(weights, block, k);
-    for (std::int64_t i = 0; i < w.present; ++i) {
-      const float weight = w.at(i);
-      if (weight != 0) body(k, i, static_cast<double>(weight));
-    }
+    for (std::int64_t i = 0; i < w.present; ++i)
+      if (w.at(i) != 0 && !body(k, i, w.at(i))) return;
   }
 }
 
@@ -54,172 +51,305 @@ POPNORM_INLINE const T* element(const Input& input, const Block& block, std::int
   return static_cast<const T*>(input.first) + sample_of(block, k) * input.sample + row * input.row;
 }
 
+// A vector of T in f64.
+template <class T>
+using Wide = Array<Batch<double>, kWiden<T>>;
+POPNORM_INLINE void widen_lanes(const Batch<double>& v, Batch<double>* to) { to[0] = v; }
+POPNORM_INLINE void widen_lanes(const Batch<float>& v, Batch<double>* to) {
+  to[0] = lower_half(v);
+  to[1] = upper_half(v);
+}
+
+// Rows form: the sums over what is present, in kLanes lanes. of_sample(k) gives terms(i, n, w, to), which puts the terms of
+// elements [i, i + n) of sample k, with weights w, to to[sum]; what it puts for the absent does not matter.
+template <class T, std::size_t kSums, class OfSample>
+POPNORM_INLINE void weighted_lanes(const Block& block, const Weights& weights, const OfSample& of_sample,
+                                   double (&sums)[kSums]) {
+  const Batch<double> zero(0.0);
+  Batch<double> lanes[kSums][kSpan<double>];
+  for (auto& sum : lanes)
+    for (Batch<double>& lane : sum) lane = zero;
+  for (std::int64_t k = 0; k < block.samples; ++k) {
+    const SampleWeights weights_here = weights_of(weights, block, k);
+    const auto terms = of_sample(k);
+    for (std::int64_t i = 0; i < weights_here.present; i += kLanes)
+      unroll<kSpan<T>>([&](auto h) __attribute__((always_inline)) {
+        const std::int64_t at = i + h * kWidth<T>;
+        const std::int64_t left = weights_here.present - at;
+        if (left <= 0) return;
+        const std::int64_t n = left < kWidth<T> ? left : kWidth<T>;
+        Wide<T> w;
+        widen_lanes(weights_here.template lanes<T>(at, n), w);
+        Wide<T> to[kSums];
+        terms(at, n, w, to);
+        unroll<kWiden<T>>([&](auto j) __attribute__((always_inline)) {
+          const auto absent = at_most_zero(w[j]);
+          for (std::size_t s = 0; s < kSums; ++s) lanes[s][h * kWiden<T> + j] += choose(absent, zero, to[s][j]);
+        });
+      });
+  }
+  for (std::size_t s = 0; s < kSums; ++s) sums[s] = fold_lanes<double>(lanes[s]);
+}
+
 // By passes, as moments_f64: the mean around the first present element, the mean again around that, m2.
 template <class T>
 void weighted_moments_rows(const WeightedMomentsArgs& args) {
   const Block& block = args.of.block;
-  const double weight = weighted_lanes(block, args.weights, [](std::int64_t, std::int64_t, double w) { return w; });
+  const auto sum_of = [&](const auto& of_sample) {
+    double sum[1];
+    weighted_lanes<T>(block, args.weights, of_sample, sum);
+    return sum[0];
+  };
+  const double weight = sum_of([](std::int64_t) {
+    return [](std::int64_t, std::int64_t, const Wide<T>& w, Wide<T>* to) __attribute__((always_inline)) {
+      for (std::int64_t j = 0; j < kWiden<T>; ++j) to[0][j] = w[j];
+    };
+  });
+  const T* first = nullptr;  // of channel 0
+  each_present(block, args.weights, [&](std::int64_t k, std::int64_t i, float) {
+    first = element<T>(args.of.x, block, k, 0) + i;
+    return false;
+  });
   for (std::int64_t c = 0; c < block.channels; ++c) {
-    const auto x = [&](std::int64_t k, std::int64_t i) { return number(element<T>(args.of.x, block, k, c)[i]); };
     args.weight[c] = weight;
     args.of.mean[c] = args.of.m2[c] = 0;
-    if (weight == 0) continue;
-    double mean = 0;
-    bool found = false;
-    for (std::int64_t k = 0; k < block.samples && !found; ++k) {
-      const SampleWeights w = weights_of(args.weights, block, k);
-      for (std::int64_t i = 0; i < w.present && !found; ++i)
-        if (w.at(i) != 0) mean = x(k, i), found = true;
-    }
-    for (int pass = 0; pass < 2; ++pass)
-      mean += weighted_lanes(block, args.weights,
-                             [&](std::int64_t k, std::int64_t i, double w) { return w * (x(k, i) - mean); }) /
-              weight;
+    if (first == nullptr) continue;
+    double mean = number(first[c * args.of.x.row]);
+    // The sum of w*term(x - mean).
+    const auto sweep = [&](const auto& term) {
+      return sum_of([&, origin = Batch<double>(mean)](std::int64_t k) {
+        const T* x = element<T>(args.of.x, block, k, c);
+        return [&term, origin, x ](std::int64_t i, std::int64_t n, const Wide<T>& w, Wide<T>* to)
+            __attribute__((always_inline)) {
+          Wide<T> v;
+          widen_lanes(load(x + i, n, Batch<T>(Arithmetic<T>(0))), v);
+          for (std::int64_t j = 0; j < kWiden<T>; ++j) to[0][j] = w[j] * term(v[j] - origin);
+        };
+      });
+    };
+    for (int pass = 0; pass < 2; ++pass) mean += sweep([](const Batch<double>& d) { return d; }) / weight;
     args.of.mean[c] = mean;
-    args.of.m2[c] = weighted_lanes(block, args.weights, [&](std::int64_t k, std::int64_t i, double w) {
-      const double d = x(k, i) - mean;
-      return w * (d * d);
-    });
+    args.of.m2[c] = sweep([](const Batch<double>& d) { return d * d; });
+  }
+}
+
+// The first n lanes of a vector of T, in f64.
+template <class T>
+POPNORM_INLINE void load_wide(const double* from, std::int64_t n, Batch<double>* to) {
+  unroll<kWiden<T>>([&](auto j) __attribute__((always_inline)) {
+    const std::int64_t left = n - j * kWidth<double>;
+    to[j] = left > 0
+                ? load(from + j * kWidth<double>, left < kWidth<double> ? left : kWidth<double>, Batch<double>(0.0))
+                : Batch<double>(0.0);
+  });
+}
+template <class T>
+POPNORM_INLINE void store_wide(double* to, std::int64_t n, const Batch<double>* v) {
+  unroll<kWiden<T>>([&](auto j) __attribute__((always_inline)) {
+    const std::int64_t left = n - j * kWidth<double>;
+    if (left >= kWidth<double>)
+      v[j].store_unaligned(to + j * kWidth<double>);
+    else if (left > 0)
+      store_partial(to + j * kWidth<double>, left, v[j]);
+  });
+}
+
+// Columns form, some vectors of channels from c on, n channels each: sums over the present positions. columns(c, n) gives terms(k, i, w,
+// to), which puts those of n channels from c on, at position i of sample k, to to[sum].
+template <class T, std::size_t kSums, class Columns, std::int64_t... vector>
+POPNORM_INLINE void weighted_positions(const Block& block, const Weights& weights, const Columns& columns,
+                                       std::int64_t c, std::int64_t n, double* const (&sums)[kSums],
+                                       std::integer_sequence<std::int64_t, vector...>) {
+  constexpr std::size_t vectors = sizeof...(vector);
+  const decltype(columns(c, n)) terms[] = {columns(c + vector * kWidth<T>, n)...};
+  Wide<T> sum[vectors][kSums];
+  for (auto& of_vector : sum)
+    for (auto& wide : of_vector)
+      for (Batch<double>& lane : wide) lane = Batch<double>(0.0);
+  each_present(
+      block, weights, [&](std::int64_t k, std::int64_t i, float weight) __attribute__((always_inline)) {
+        const Batch<double> w(static_cast<double>(weight));
+        unroll<static_cast<std::int64_t>(vectors)>([&](auto v) __attribute__((always_inline)) {
+          Wide<T> to[kSums];
+          terms[v](k, i, w, to);
+          unroll<static_cast<std::int64_t>(kSums)>([&](auto s) __attribute__((always_inline)) {
+            unroll<kWiden<T>>([&](auto j) __attribute__((always_inline)) { sum[v][s][j] += to[s][j]; });
+          });
+        });
+        return true;
+      });
+  unroll<static_cast<std::int64_t>(vectors)>([&](auto v) __attribute__((always_inline)) {
+    for (std::size_t s = 0; s < kSums; ++s) store_wide<T>(sums[s] + c + v * kWidth<T>, n, sum[v][s]);
+  });
+}
+
+template <class T, std::size_t kSums, class Columns>
+POPNORM_INLINE void weighted_columns(const Block& block, const Weights& weights, const Columns& columns,
+                                     double* const (&sums)[kSums]) {
+  constexpr std::int64_t pair = 2 * kWidth<T>;
+  std::int64_t c = 0;
+  for (; c + pair <= block.channels; c += pair)
+    weighted_positions<T>(block, weights, columns, c, kWidth<T>, sums, std::integer_sequence<std::int64_t, 0, 1>());
+  for (; c < block.channels; c += kWidth<T>) {
+    const std::int64_t left = block.channels - c;
+    weighted_positions<T>(block, weights, columns, c, left < kWidth<T> ? left : kWidth<T>, sums,
+                          std::integer_sequence<std::int64_t, 0>());
   }
 }
 
 template <class T>
 void weighted_moments_columns(const WeightedMomentsArgs& args) {
   const Block& block = args.of.block;
-  const std::int64_t channels = block.channels;
   double* const mean = args.of.mean;
   double* const m2 = args.of.m2;  // until the last pass, the sum that corrects the mean
-  const auto clear = [&] {
-    for (std::int64_t c = 0; c < channels; ++c) m2[c] = 0;
-  };
   double weight = 0;
-  bool found = false;
-  weighted_positions(block, args.weights, [&](std::int64_t k, std::int64_t i, double w) {
-    weight += w;
-    if (found) return;
-    const T* x = element<T>(args.of.x, block, k, i);
-    for (std::int64_t c = 0; c < channels; ++c) mean[c] = number(x[c]);
-    found = true;
+  const T* first = nullptr;
+  each_present(block, args.weights, [&](std::int64_t k, std::int64_t i, float w) {
+    if (first == nullptr) first = element<T>(args.of.x, block, k, i);
+    weight += static_cast<double>(w);
+    return true;
   });
-  for (std::int64_t c = 0; c < channels; ++c) args.weight[c] = weight;
-  clear();
-  if (!found) {
-    for (std::int64_t c = 0; c < channels; ++c) mean[c] = 0;
-    return;
+  for (std::int64_t c = 0; c < block.channels; ++c) {
+    args.weight[c] = weight;
+    mean[c] = first != nullptr ? number(first[c]) : 0;
+    m2[c] = 0;
   }
+  if (first == nullptr) return;
+  // m2[c] becomes the sum of w*term(x - mean[c]).
+  const auto sweep = [&](const auto& term) {
+    const auto columns = [&](std::int64_t c, std::int64_t n) {
+      struct Origin {
+        Wide<T> lanes;
+      } origin;
+      load_wide<T>(mean + c, n, origin.lanes);
+      return [&, c, n, origin ](std::int64_t k, std::int64_t i, const Batch<double>& w, Wide<T>* to)
+          __attribute__((always_inline)) {
+        Wide<T> v;
+        widen_lanes(load(element<T>(args.of.x, block, k, i) + c, n, Batch<T>(Arithmetic<T>(0))), v);
+        for (std::int64_t j = 0; j < kWiden<T>; ++j) to[0][j] = w * term(v[j] - origin.lanes[j]);
+      };
+    };
+    weighted_columns<T>(block, args.weights, columns, {m2});
+  };
   for (int pass = 0; pass < 2; ++pass) {
-    weighted_positions(block, args.weights, [&](std::int64_t k, std::int64_t i, double w) {
-      const T* x = element<T>(args.of.x, block, k, i);
-      for (std::int64_t c = 0; c < channels; ++c) m2[c] += w * (number(x[c]) - mean[c]);
-    });
-    for (std::int64_t c = 0; c < channels; ++c) mean[c] += m2[c] / weight;
-    clear();
+    sweep([](const Batch<double>& d) { return d; });
+    for (std::int64_t c = 0; c < block.channels; ++c) mean[c] += m2[c] / weight;
   }
-  weighted_positions(block, args.weights, [&](std::int64_t k, std::int64_t i, double w) {
-    const T* x = element<T>(args.of.x, block, k, i);
-    for (std::int64_t c = 0; c < channels; ++c) {
-      const double d = number(x[c]) - mean[c];
-      m2[c] += w * (d * d);
-    }
-  });
+  sweep([](const Batch<double>& d) { return d * d; });
 }
 
-template <bool rows_form, class T>
-POPNORM_INLINE Arithmetic<T> element_at(const Input& input, const Block& block, std::int64_t k, std::int64_t c,
-                                        std::int64_t i) {
-  return widen<Arithmetic<T>>(rows_form ? element<T>(input, block, k, c)[i] : element<T>(input, block, k, i)[c]);
+// g and g*(x - hi), in f64, of a vector.
+template <class T>
+POPNORM_INLINE void gradient_terms(const Batch<T>& g, const Batch<T>& x, const Batch<T>& hi, Wide<T>* to) {
+  Wide<T> wide_x, wide_hi;
+  widen_lanes(g, to[0]);
+  widen_lanes(x, wide_x);
+  widen_lanes(hi, wide_hi);
+  for (std::int64_t j = 0; j < kWiden<T>; ++j) to[1][j] = to[0][j] * (wide_x[j] - wide_hi[j]);
 }
 
-// The byte that holds the bit of an element, and which bit it is.
-struct MaskBit {
-  std::int64_t byte;
-  int bit;
-};
-template <bool rows_form, class Tensor>
-POPNORM_INLINE MaskBit mask_bit(const Tensor& mask, const Block& block, std::int64_t k, std::int64_t c,
-                                std::int64_t i) {
-  const std::int64_t row = sample_of(block, k) * mask.sample + (rows_form ? c : i) * mask.row;
-  const std::int64_t at = rows_form ? i : c;
-  return {row + at / 8, static_cast<int>(at % 8)};
-}
-
-// g at position i of channel c of sample k, where d = x - hi; s and b are those of row r.
-template <bool rows_form, class T>
-POPNORM_INLINE Arithmetic<T> weighted_gradient(const GradientArgs& args, const Block& block, std::int64_t k,
-                                               std::int64_t c, std::int64_t i, std::int64_t r, Arithmetic<T> d,
-                                               Arithmetic<T> dy) {
-  bool stopped = false;
-  if (args.mask.first != nullptr) {
-    const MaskBit at = mask_bit<rows_form>(args.mask, block, k, c, i);
-    stopped = (static_cast<const std::uint8_t*>(args.mask.first)[at.byte] >> at.bit & 1) == 0;
-  } else if (args.s != nullptr) {
-    stopped = stops(d * static_cast<const Arithmetic<T>*>(args.s)[r] + static_cast<const Arithmetic<T>*>(args.b)[r]);
+template <class T, class Gradient>
+POPNORM_INLINE void weighted_reduce_rows(const WeightedBackwardReduceArgs& args, const Gradient& gradient) {
+  const BackwardReduceArgs& a = args.of.of;
+  const Block& block = a.block;
+  const Batch<T> zero(Arithmetic<T>(0));
+  for (std::int64_t c = 0; c < block.channels; ++c) {
+    const Batch<T> hi(static_cast<const Arithmetic<T>*>(a.hi)[c]);
+    const auto coefficients = gradient.broadcast(c);
+    const auto of_sample = [&](std::int64_t k) {
+      const T* x_row = element<T>(a.x, block, k, c);
+      const T* dy_row = element<T>(a.dy, block, k, c);
+      const auto row = gradient.at(sample_of(block, k), c);
+      return [&, x_row, dy_row, row ](std::int64_t i, std::int64_t n, const Wide<T>&, Wide<T>* to)
+          __attribute__((always_inline)) {
+        const Batch<T> x = load(x_row + i, n, zero);
+        const Batch<T> dy = load(dy_row + i, n, zero);
+        gradient_terms<T>(gradient(row, i, coefficients, dy, x - hi), x, hi, to);
+      };
+    };
+    double sums[2];
+    weighted_lanes<T>(block, args.weights, of_sample, sums);
+    a.sum_dy[c] = sums[0];
+    a.sum_dy_d[c] = sums[1];
   }
-  return activated(args.activation, stopped, dy);
 }
 
 template <class T>
 void weighted_backward_reduce_rows(const WeightedBackwardReduceArgs& args) {
-  using A = Arithmetic<T>;
+  if (is_direct(args.of.gradient)) return weighted_reduce_rows<T>(args, DirectGradient<T>{});
+  weighted_reduce_rows<T>(args, ActivatedGradient<T>(args.of.gradient));
+}
+
+template <class T, class Gradient>
+POPNORM_INLINE void weighted_reduce_columns(const WeightedBackwardReduceArgs& args, const Gradient& gradient) {
   const BackwardReduceArgs& a = args.of.of;
   const Block& block = a.block;
-  for (std::int64_t c = 0; c < block.channels; ++c) {
-    const A hi = static_cast<const A*>(a.hi)[c];
-    const auto g = [&](std::int64_t k, std::int64_t i) {
-      const A d = element_at<true, T>(a.x, block, k, c, i) - hi;
-      return static_cast<double>(weighted_gradient<true, T>(args.of.gradient, block, k, c, i, c, d,
-                                                            element_at<true, T>(a.dy, block, k, c, i)));
+  const Batch<T> zero(Arithmetic<T>(0));
+  const auto columns = [&](std::int64_t c, std::int64_t n) {
+    const Batch<T> hi = load(static_cast<const Arithmetic<T>*>(a.hi) + c, n, zero);
+    const auto coefficients = gradient.load(c, n);
+    return [&, c, n, hi, coefficients ](std::int64_t k, std::int64_t i, const Batch<double>&, Wide<T>* to)
+        __attribute__((always_inline)) {
+      const Batch<T> x = load(element<T>(a.x, block, k, i) + c, n, zero);
+      const Batch<T> dy = load(element<T>(a.dy, block, k, i) + c, n, zero);
+      const auto row = gradient.at(sample_of(block, k), i);
+      gradient_terms<T>(gradient(row, c, coefficients, dy, x - hi), x, hi, to);
     };
-    a.sum_dy[c] = weighted_lanes(block, args.weights, [&](std::int64_t k, std::int64_t i, double) { return g(k, i); });
-    a.sum_dy_d[c] = weighted_lanes(block, args.weights, [&](std::int64_t k, std::int64_t i, double) {
-      return g(k, i) * (number(element<T>(a.x, block, k, c)[i]) - static_cast<double>(hi));
-    });
-  }
+  };
+  weighted_columns<T>(block, args.weights, columns, {a.sum_dy, a.sum_dy_d});
 }
 
 template <class T>
 void weighted_backward_reduce_columns(const WeightedBackwardReduceArgs& args) {
-  using A = Arithmetic<T>;
-  const BackwardReduceArgs& a = args.of.of;
-  const A* hi = static_cast<const A*>(a.hi);
-  for (std::int64_t c = 0; c < a.block.channels; ++c) a.sum_dy[c] = a.sum_dy_d[c] = 0;
-  weighted_positions(a.block, args.weights, [&](std::int64_t k, std::int64_t i, double) {
-    const T* x = element<T>(a.x, a.block, k, i);
-    const T* dy = element<T>(a.dy, a.block, k, i);
-    for (std::int64_t c = 0; c < a.block.channels; ++c) {
-      const A d = widen<A>(x[c]) - hi[c];
-      const auto g =
-          static_cast<double>(weighted_gradient<false, T>(args.of.gradient, a.block, k, c, i, c, d, widen<A>(dy[c])));
-      a.sum_dy[c] += g;
-      a.sum_dy_d[c] += g * (number(x[c]) - static_cast<double>(hi[c]));
-    }
-  });
+  if (is_direct(args.of.gradient)) return weighted_reduce_columns<T>(args, DirectGradient<T>{});
+  weighted_reduce_columns<T>(args, ActivatedGradient<T>(args.of.gradient));
 }
 
-// An element of an output.
-template <bool rows_form, class T>
-POPNORM_INLINE void put_at(const Output& out, const Block& block, std::int64_t k, std::int64_t c, std::int64_t i,
-                           Arithmetic<T> value) {
-  T* to = static_cast<T*>(out.first) + sample_of(block, k) * out.sample;
-  (rows_form ? to[c * out.row + i] : to[i * out.row + c]) = narrow<T>(value);
-}
+// A vector of elements that lie side by side: [first, first + n) of row `row` of sample k, whose rows have `length`.
+struct VectorPlace {
+  std::int64_t k;
+  std::int64_t row;
+  std::int64_t first;
+  std::int64_t n;
+  std::int64_t length;
+};
 
-// Calls body(k, c, i, w) for position i of channel c of sample k, in memory order; w = 0: absent.
+// Calls body(place, w) for all vectors, in memory order; w = 0 in the lanes that are absent.
 template <bool rows_form, class T, class Body>
 POPNORM_INLINE void weighted_elementwise(const Block& block, const Weights& weights, const Body& body) {
+  const std::int64_t rows = rows_form ? block.channels : block.positions;
+  const std::int64_t length = rows_form ? block.positions : block.channels;
   for (std::int64_t k = 0; k < block.samples; ++k) {
-    const SampleWeights w = weights_of(weights, block, k);
-    const auto at = [&](std::int64_t c, std::int64_t i) {
-      body(k, c, i, static_cast<Arithmetic<T>>(i < w.present ? w.at(i) : 0.0F));
-    };
-    if constexpr (rows_form) {
-      for (std::int64_t c = 0; c < block.channels; ++c)
-        for (std::int64_t i = 0; i < block.positions; ++i) at(c, i);
-    } else {
-      for (std::int64_t i = 0; i < block.positions; ++i)
-        for (std::int64_t c = 0; c < block.channels; ++c) at(c, i);
+    const SampleWeights here = weights_of(weights, block, k);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const Batch<T> of_row(static_cast<Arithmetic<T>>(!rows_form && row < here.present ? here.at(row) : 0.0F));
+      for (std::int64_t i = 0; i < length; i += kWidth<T>) {
+        const std::int64_t n = length - i < kWidth<T> ? length - i : kWidth<T>;
+        body(VectorPlace{k, row, i, n, length}, rows_form ? here.template lanes<T>(i, n) : of_row);
+      }
     }
   }
+}
+
+// A row of coefficients where the vector is: of its channel, or of its channels.
+template <bool rows_form, class T>
+POPNORM_INLINE Batch<T> coefficient(const void* first, const RowChoice& rows, const VectorPlace& at) {
+  const Arithmetic<T>* row = static_cast<const Arithmetic<T>*>(first);
+  if (rows.row != nullptr) row += rows.row[at.k] * rows.pitch;
+  return rows_form ? Batch<T>(row[at.row]) : load(row + at.first, at.n, Batch<T>(Arithmetic<T>(0)));
+}
+
+template <class T>
+POPNORM_INLINE Batch<T> load_at(const Input& input, const Block& block, const VectorPlace& at) {
+  return load(element<T>(input, block, at.k, at.row) + at.first, at.n, Batch<T>(Arithmetic<T>(0)));
+}
+template <class T>
+POPNORM_INLINE void store_at(const Output& out, const Block& block, const VectorPlace& at, const Batch<T>& v) {
+  T* to = static_cast<T*>(out.first) + sample_of(block, at.k) * out.sample + at.row * out.row + at.first;
+  if (at.n == kWidth<T>)
+    put(to, v);
+  else
+    store_partial(to, at.n, v);
 }
 
 template <bool rows_form, class T>
@@ -227,48 +357,50 @@ void weighted_normalize(const WeightedNormalizeArgs& args) {
   using A = Arithmetic<T>;
   const FusedNormalizeArgs& fused = args.of;
   const NormalizeArgs& a = fused.of;
-  const A* hi = static_cast<const A*>(a.hi);
-  const A* s = static_cast<const A*>(a.s);
-  const A* b = static_cast<const A*>(a.b);
-  weighted_elementwise<rows_form, T>(a.block, args.weights, [&](std::int64_t k, std::int64_t c, std::int64_t i, A w) {
-    const std::int64_t r = (a.rows.row != nullptr ? a.rows.row[k] * a.rows.pitch : 0) + c;
-    A z = 0;
-    bool stopped = true;
-    if (w != 0) {
-      z = (element_at<rows_form, T>(a.x, a.block, k, c, i) - hi[r]) * s[r] + b[r];
-      if (fused.residual.first != nullptr) z = z + element_at<rows_form, T>(fused.residual, a.block, k, c, i);
-      stopped = stops(z);
-      z = activated(fused.activation, stopped, z);
-    }
-    put_at<rows_form, T>(a.y, a.block, k, c, i, z);
-    if (fused.mask.first == nullptr) return;
-    const MaskBit at = mask_bit<rows_form>(fused.mask, a.block, k, c, i);
-    std::uint8_t& byte = static_cast<std::uint8_t*>(fused.mask.first)[at.byte];
-    byte = static_cast<std::uint8_t>((at.bit == 0 ? 0 : byte) | (stopped ? 0 : 1 << at.bit));
-  });
+  const Activate<T> activate(fused.activation);
+  const MaskOutput mask(fused.mask);
+  weighted_elementwise<rows_form, T>(
+      a.block, args.weights, [&](const VectorPlace& at, const Batch<T>& w) __attribute__((always_inline)) {
+        const auto row = [&](const void* of) { return coefficient<rows_form, T>(of, a.rows, at); };
+        const auto absent = at_most_zero(w);
+        Batch<T> z = (load_at<T>(a.x, a.block, at) - row(a.hi)) * row(a.s) + row(a.b);
+        if (fused.residual.first != nullptr) z = z + load_at<T>(fused.residual, a.block, at);
+        store_at<T>(a.y, a.block, at, choose(absent, Batch<T>(A(0)), activate(z)));
+        if (mask.first == nullptr) return;
+        const std::uint32_t passed = ~(bits_of<A>(at_most_zero(z)) | bits_of<A>(absent));
+        const bool last = at.first + at.n == at.length;
+        const MaskOutput to = mask.at(sample_of(a.block, at.k), at.row);
+        if (at.n == kWidth<T>)
+          to.put(WholeLanes<T>{at.first, {}, at.first, last}, passed);
+        else
+          to.put(PartialLanes<T>{at.first, at.n, at.first, last}, passed);
+      });
+}
+
+template <bool rows_form, class T, class Gradient>
+POPNORM_INLINE void weighted_apply(const WeightedBackwardApplyArgs& args, const Gradient& gradient) {
+  const FusedBackwardApplyArgs& fused = args.of;
+  const BackwardApplyArgs& a = fused.of;
+  const Batch<T> zero(Arithmetic<T>(0));
+  weighted_elementwise<rows_form, T>(
+      a.block, args.weights, [&](const VectorPlace& at, const Batch<T>& w) __attribute__((always_inline)) {
+        const auto row = [&](const void* of) { return coefficient<rows_form, T>(of, a.rows, at); };
+        const std::int64_t chosen = a.rows.row != nullptr ? a.rows.row[at.k] * a.rows.pitch : 0;
+        const auto absent = at_most_zero(w);
+        const Batch<T> d = load_at<T>(a.x, a.block, at) - row(a.hi);
+        const auto coefficients =
+            rows_form ? gradient.broadcast(chosen + at.row) : gradient.load(chosen + at.first, at.n);
+        const Batch<T> g = gradient(gradient.at(sample_of(a.block, at.k), at.row), at.first, coefficients,
+                                    load_at<T>(a.dy, a.block, at), d);
+        Batch<T> dx = row(a.a) * g - w * row(a.k1);
+        if (!fused.constant) dx = dx - (d * row(a.invstd)) * (w * row(a.k2));
+        store_at<T>(a.dx, a.block, at, choose(absent, zero, dx));
+        if (fused.dresidual.first != nullptr) store_at<T>(fused.dresidual, a.block, at, choose(absent, zero, g));
+      });
 }
 
 template <bool rows_form, class T>
 void weighted_backward_apply(const WeightedBackwardApplyArgs& args) {
-  using A = Arithmetic<T>;
-  const FusedBackwardApplyArgs& fused = args.of;
-  const BackwardApplyArgs& a = fused.of;
-  const A* hi = static_cast<const A*>(a.hi);
-  const A* invstd = static_cast<const A*>(a.invstd);
-  const A* gain = static_cast<const A*>(a.a);
-  const A* k1 = static_cast<const A*>(a.k1);
-  const A* k2 = static_cast<const A*>(a.k2);
-  weighted_elementwise<rows_form, T>(a.block, args.weights, [&](std::int64_t k, std::int64_t c, std::int64_t i, A w) {
-    const std::int64_t r = (a.rows.row != nullptr ? a.rows.row[k] * a.rows.pitch : 0) + c;
-    A g = 0, dx = 0;
-    if (w != 0) {
-      const A d = element_at<rows_form, T>(a.x, a.block, k, c, i) - hi[r];
-      g = weighted_gradient<rows_form, T>(fused.gradient, a.block, k, c, i, r, d,
-                                          element_at<rows_form, T>(a.dy, a.block, k, c, i));
-      dx = gain[r] * g - w * k1[r];
-      if (!fused.constant) dx = dx - (d * invstd[r]) * (w * k2[r]);
-    }
-    put_at<rows_form, T>(a.dx, a.block, k, c, i, dx);
-    if (fused.dresidual.first != nullptr) put_at<rows_form, T>(fused.dresidual, a.block, k, c, i, g);
-  });
+  if (is_direct(args.of.gradient)) return weighted_apply<rows_form, T>(args, DirectGradient<T>{});
+  weighted_apply<rows_form, T>(args, ActivatedGradient<T>(args.of.gradient));
 }

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels/activation.hpp"
+#include "kernels/drawn_weights.hpp"
 #include "kernels/kernel_case.hpp"
 
 namespace popnorm_test {
@@ -62,6 +63,19 @@ class FusedKernels : public KernelCase {
   static T activated(const Activation& activation, bool stopped, T value) {
     if (!stopped) return value;
     return activation.keeps ? static_cast<T>(activation.slope) * value : T(0);
+  }
+
+  // dx of an element of weight w.
+  template <class T>
+  T dx_of(const Place& p, bool chosen, T gradient, bool constant, T w = 1) const {
+    const std::int64_t r = coefficient(p, chosen);
+    const T g = static_cast<T>(a_.get(r)) * gradient;
+    const T of_mean = w * static_cast<T>(k1_.get(r)), of_variance = w * static_cast<T>(k2_.get(r));
+    const T centred = g - of_mean;
+    const T d = static_cast<T>(x_.get(at(p))) - static_cast<T>(hi_.get(r));
+    const T xhat = d * static_cast<T>(invstd_.get(r));
+    const T pull = xhat * of_variance;
+    return constant ? centred : centred - pull;
   }
 
   Array minus_k1() const {
@@ -162,19 +176,77 @@ TEST_P(FusedKernels, BackwardApplyIsTheScalarExpressionToTheBit) {
                     EXPECT_TRUE(dresidual.buffer().margins_intact());
                   },
                   [&](const Place& p) {
-                    const std::int64_t r = coefficient(p, chosen);
-                    const T g = static_cast<T>(a_.get(r)) * gradient_of<T>(p, chosen, activation, sign, m);
-                    const T centred = g - static_cast<T>(k1_.get(r));
-                    const T d = static_cast<T>(x_.get(at(p))) - static_cast<T>(hi_.get(r));
-                    const T xhat = d * static_cast<T>(invstd_.get(r));
-                    const T pull = xhat * static_cast<T>(k2_.get(r));
-                    return constant ? centred : centred - pull;
+                    return dx_of<T>(p, chosen, gradient_of<T>(p, chosen, activation, sign, m), constant);
                   });
             }
           });
 }
 
-// The sums are those that the plain kernel gives of the gradient itself.
+TEST_P(FusedKernels, NormalizeWithWeightsIsTheSameWherePresentAndZeroElsewhere) {
+  const Array b = minus_k1();
+  for (const DrawnWeights::Kind kind : DrawnWeights::kKinds) {
+    const DrawnWeights drawn(kind, all_, c_.positions, random_);
+    for (const Activation& activation : kActivations)
+      for (const bool adds : {false, true})
+        with_type([&]<class T>(T) {
+          expect_elements(
+              {Stores::ordinary},
+              [&](const Kernels& k, Array& y, Stores stores) {
+                GuardedBuffer m = mask();
+                k.weighted_normalize(
+                    {{{block(), input(x_), output(y), hi_.data(), a_.data(), b.data(), stores, choice(true)},
+                      activation,
+                      adds ? input(residual_) : Input{},
+                      adds ? mask_output(m) : Output{}},
+                     drawn.weights});
+                each([&](const Place& p) {
+                  if (adds) ASSERT_EQ(bit(m, p), drawn.of(p) != 0 && !(z_of<T>(p, true, adds) <= 0));
+                });
+                EXPECT_TRUE(m.margins_intact());
+              },
+              [&](const Place& p) {
+                const T z = z_of<T>(p, true, adds);
+                return drawn.of(p) != 0 ? activated(activation, z <= 0, z) : T(0);
+              });
+        });
+  }
+}
+
+TEST_P(FusedKernels, BackwardApplyWithWeightsIsTheScalarExpressionToTheBit) {
+  const Array b = minus_k1();
+  const GuardedBuffer m = random_mask();
+  for (const DrawnWeights::Kind kind : DrawnWeights::kKinds) {
+    const DrawnWeights drawn(kind, all_, c_.positions, random_);
+    for (const Activation& activation : kActivations)
+      for (const Sign sign : {Sign::none, Sign::mask, Sign::recomputed})
+        for (const bool constant : {false, true})
+          with_type([&]<class T>(T) {
+            const auto gradient = [&](const Place& p) {
+              return drawn.of(p) != 0 ? gradient_of<T>(p, true, activation, sign, m) : T(0);
+            };
+            expect_elements(
+                {Stores::ordinary},
+                [&](const Kernels& k, Array& dx, Stores stores) {
+                  Array dresidual = tensor();
+                  k.weighted_backward_apply({{{block(), input(x_), input(dy_), output(dx), hi_.data(), invstd_.data(),
+                                               a_.data(), k1_.data(), k2_.data(), stores, choice(true)},
+                                              gradient_args(activation, sign, m, b),
+                                              output(dresidual),
+                                              constant},
+                                             drawn.weights});
+                  each([&](const Place& p) {
+                    ASSERT_TRUE(same_bits(dresidual.get(at(p)), stored(type(), static_cast<double>(gradient(p)))));
+                  });
+                },
+                [&](const Place& p) {
+                  const T w = static_cast<T>(drawn.of(p));
+                  return w != 0 ? dx_of<T>(p, true, gradient(p), constant, w) : T(0);
+                });
+          });
+  }
+}
+
+// The sums, with weights and without, are those that the plain kernel gives of the gradient itself.
 TEST_P(FusedKernels, BackwardReduceIsThePlainKernelOfTheGradient) {
   const Array b = minus_k1();
   const GuardedBuffer m = random_mask();
@@ -183,6 +255,7 @@ TEST_P(FusedKernels, BackwardReduceIsThePlainKernelOfTheGradient) {
     if (std::isnan(x_.get(i))) x_.set(i, 2);
   for (std::int64_t i = 0; i < dy_.count(); ++i)
     if (std::isnan(dy_.get(i))) dy_.set(i, 2);
+  const DrawnWeights drawn(DrawnWeights::Kind::per_position, all_, c_.positions, random_);
   for (const Activation& activation : kActivations)
     for (const Sign sign : {Sign::none, Sign::mask, Sign::recomputed}) {
       // Slopes times dy must be numbers of the storage type to be its dy; with ReLU they are.
@@ -194,9 +267,15 @@ TEST_P(FusedKernels, BackwardReduceIsThePlainKernelOfTheGradient) {
       for (const KernelTable* table : runnable_tables()) {
         Array sum = doubles(), dot = doubles(), fused_sum = doubles(), fused_dot = doubles();
         kernels(*table).backward_reduce({block(), input(x_), input(g), hi_.data(), sum.doubles(), dot.doubles()});
-        kernels(*table).fused_backward_reduce(
-            {{block(), input(x_), input(dy_), hi_.data(), fused_sum.doubles(), fused_dot.doubles()},
-             gradient_args(activation, sign, m, b)});
+        const FusedBackwardReduceArgs fused{
+            {block(), input(x_), input(dy_), hi_.data(), fused_sum.doubles(), fused_dot.doubles()},
+            gradient_args(activation, sign, m, b)};
+        kernels(*table).fused_backward_reduce(fused);
+        EXPECT_TRUE(same_bits(fused_sum.values(), sum.values())) << table->isa << " sign " << static_cast<int>(sign);
+        EXPECT_TRUE(same_bits(fused_dot.values(), dot.values())) << table->isa << " sign " << static_cast<int>(sign);
+        kernels(*table).weighted_backward_reduce(
+            {{{block(), input(x_), input(g), hi_.data(), sum.doubles(), dot.doubles()}}, drawn.weights});
+        kernels(*table).weighted_backward_reduce({fused, drawn.weights});
         EXPECT_TRUE(same_bits(fused_sum.values(), sum.values())) << table->isa << " sign " << static_cast<int>(sign);
         EXPECT_TRUE(same_bits(fused_dot.values(), dot.values())) << table->isa << " sign " << static_cast<int>(sign);
       }

@@ -2,53 +2,20 @@
 // reach a result.
 #include <limits>
 
+#include "kernels/drawn_weights.hpp"
 #include "kernels/kernel_case.hpp"
 
 namespace popnorm_test {
 namespace {
-
-enum class Kind { per_sample, per_position, lengths, lengths_further_on };
-
-// Weights of all samples in memory, and what they mean.
-struct Drawn {
-  Drawn(Kind kind, std::int64_t samples, std::int64_t positions, Random& random) : meaning(samples * positions) {
-    const std::int64_t s0 = kind == Kind::lengths_further_on ? 5 : 0;
-    const auto weight = [&] { return static_cast<float>(random.pick({0.0, 0.25, 1.0, 3.0, 0.7})); };
-    for (std::int64_t n = 0; n < samples; ++n) {
-      const float of_sample = weight();
-      lengths.push_back(random.below(s0 + positions + 1));
-      for (std::int64_t s = 0; s < positions; ++s) {
-        if (kind == Kind::per_sample) values.resize(static_cast<std::size_t>(n + 1), of_sample);
-        if (kind == Kind::per_position) values.push_back(weight());
-        meaning[n * positions + s] = kind == Kind::per_sample     ? of_sample
-                                     : kind == Kind::per_position ? values.back()
-                                     : s0 + s < lengths.back()    ? 1
-                                                                  : 0;
-      }
-    }
-    if (kind == Kind::per_sample)
-      weights = {values.data(), 1, 0};
-    else if (kind == Kind::per_position)
-      weights = {values.data(), positions, 1};
-    else
-      weights = {nullptr, 0, 0, lengths.data(), s0};
-  }
-  Drawn(const Drawn&) = delete;
-
-  std::vector<float> values;
-  std::vector<std::int64_t> lengths;
-  std::vector<float> meaning;  // [sample][position]
-  Weights weights;
-};
 
 // Each kind in turn; x and dy with NaN where elements are absent.
 class WeightedKernels : public KernelCase {
  protected:
   template <class Body>
   void with_each_kind(const Body& body) {
-    for (const Kind kind : {Kind::per_sample, Kind::per_position, Kind::lengths, Kind::lengths_further_on}) {
+    for (const DrawnWeights::Kind kind : DrawnWeights::kKinds) {
       SCOPED_TRACE(testing::Message() << "kind " << static_cast<int>(kind));
-      const Drawn drawn(kind, all_, c_.positions, random_);
+      const DrawnWeights drawn(kind, all_, c_.positions, random_);
       x_of_kind_ = tensor();
       dy_of_kind_ = tensor();
       for (std::int64_t n = 0; n < all_; ++n)
@@ -56,21 +23,18 @@ class WeightedKernels : public KernelCase {
           for (std::int64_t c = 0; c < c_.channels; ++c) {
             const Place p{0, n, s, c};
             const double absent = std::numeric_limits<double>::quiet_NaN();
-            x_of_kind_.set(at(p), weight(drawn, p) != 0 ? x_.get(at(p)) : absent);
-            dy_of_kind_.set(at(p), weight(drawn, p) != 0 ? dy_.get(at(p)) : absent);
+            x_of_kind_.set(at(p), drawn.of(p) != 0 ? x_.get(at(p)) : absent);
+            dy_of_kind_.set(at(p), drawn.of(p) != 0 ? dy_.get(at(p)) : absent);
           }
       body(drawn);
     }
   }
 
-  float weight(const Drawn& drawn, const Place& p) const {
-    return drawn.meaning[static_cast<std::size_t>(p.sample * c_.positions + p.position)];
-  }
   // Calls visit(place, weight) for the present elements of a channel.
   template <class Visit>
-  void each_present(const Drawn& drawn, std::int64_t channel, const Visit& visit) const {
+  void each_present(const DrawnWeights& drawn, std::int64_t channel, const Visit& visit) const {
     each_of(channel, [&](const Place& p) {
-      if (weight(drawn, p) != 0) visit(p, static_cast<Real>(weight(drawn, p)));
+      if (drawn.of(p) != 0) visit(p, static_cast<Real>(drawn.of(p)));
     });
   }
   // The roundings of a sum in f64 of a block's elements, and of a few operations on it.
@@ -80,7 +44,7 @@ class WeightedKernels : public KernelCase {
 };
 
 TEST_P(WeightedKernels, Moments) {
-  with_each_kind([&](const Drawn& drawn) {
+  with_each_kind([&](const DrawnWeights& drawn) {
     expect_same_on_every_tier([&](const KernelTable& table) {
       Array weight = doubles(), mean = doubles(), m2 = doubles();
       kernels(table).weighted_moments(
@@ -115,7 +79,7 @@ TEST_P(WeightedKernels, Moments) {
 
 // Sums over what is present, in which weights do not multiply.
 TEST_P(WeightedKernels, BackwardReduce) {
-  with_each_kind([&](const Drawn& drawn) {
+  with_each_kind([&](const DrawnWeights& drawn) {
     expect_same_on_every_tier([&](const KernelTable& table) {
       Array sum = doubles(), dot = doubles();
       kernels(table).weighted_backward_reduce(
@@ -142,7 +106,7 @@ TEST_P(WeightedKernels, BackwardReduce) {
 
 TEST_P(WeightedKernels, NormalizeIsTheScalarExpressionAndZeroWhereAbsent) {
   for (const bool chosen : {false, true})
-    with_each_kind([&](const Drawn& drawn) {
+    with_each_kind([&](const DrawnWeights& drawn) {
       with_type([&]<class T>(T) {
         expect_elements(
             {Stores::ordinary},
@@ -155,7 +119,7 @@ TEST_P(WeightedKernels, NormalizeIsTheScalarExpressionAndZeroWhereAbsent) {
               const std::int64_t r = coefficient(p, chosen);
               const T d = static_cast<T>(x_.get(at(p))) - static_cast<T>(hi_.get(r));
               const T product = d * static_cast<T>(a_.get(r));
-              return weight(drawn, p) != 0 ? product + static_cast<T>(k1_.get(r)) : T(0);
+              return drawn.of(p) != 0 ? product + static_cast<T>(k1_.get(r)) : T(0);
             });
       });
     });
@@ -163,7 +127,7 @@ TEST_P(WeightedKernels, NormalizeIsTheScalarExpressionAndZeroWhereAbsent) {
 
 TEST_P(WeightedKernels, BackwardApplyIsTheScalarExpressionAndZeroWhereAbsent) {
   for (const bool chosen : {false, true})
-    with_each_kind([&](const Drawn& drawn) {
+    with_each_kind([&](const DrawnWeights& drawn) {
       with_type([&]<class T>(T) {
         expect_elements(
             {Stores::ordinary},
@@ -174,7 +138,7 @@ TEST_P(WeightedKernels, BackwardApplyIsTheScalarExpressionAndZeroWhereAbsent) {
             },
             [&](const Place& p) {
               const std::int64_t r = coefficient(p, chosen);
-              const T w = static_cast<T>(weight(drawn, p));
+              const T w = static_cast<T>(drawn.of(p));
               const T gradient = static_cast<T>(a_.get(r)) * static_cast<T>(dy_.get(at(p)));
               const T of_mean = w * static_cast<T>(k1_.get(r)), of_variance = w * static_cast<T>(k2_.get(r));
               const T centred = gradient - of_mean;
