@@ -153,25 +153,34 @@ POPNORM_INLINE void fetch_share(const Block& block, const Input& input, std::int
     prefetch_to_l2(next, i);
 }
 
+// The first n lanes of a vector of A, in f64: as many batches as hold it.
+template <class A>
+POPNORM_INLINE void load_wide(const double* from, std::int64_t n, Batch<double>* to) {
+  unroll<kWiden<A>>([&](auto j) __attribute__((always_inline)) {
+    const std::int64_t lanes = n - j * kWidth<double>;
+    to[j] = lanes >= kWidth<double> ? load(from + j * kWidth<double>)
+            : lanes > 0             ? load_partial(from + j * kWidth<double>, lanes, Batch<double>(0.0))
+                                    : Batch<double>(0.0);
+  });
+}
+template <class A>
+POPNORM_INLINE void store_wide(double* to, std::int64_t n, const Batch<double>* v) {
+  unroll<kWiden<A>>([&](auto j) __attribute__((always_inline)) {
+    const std::int64_t lanes = n - j * kWidth<double>;
+    if (lanes >= kWidth<double>)
+      v[j].store_unaligned(to + j * kWidth<double>);
+    else if (lanes > 0)
+      store_partial(to + j * kWidth<double>, lanes, v[j]);
+  });
+}
+
 // Adds the first n lanes of v to the f64 sums at `to`.
 template <class A>
 POPNORM_INLINE void add_to_sums(double* to, std::int64_t n, const Vector<A>& v) {
-  constexpr std::int64_t parts = kWiden<A>;
-  Array<Batch<double>, parts> sum;
-  unroll<parts>([&](auto j) __attribute__((always_inline)) {
-    const std::int64_t lanes = n - j * kWidth<double>;
-    sum[j] = lanes >= kWidth<double> ? load(to + j * kWidth<double>)
-             : lanes > 0             ? load_partial(to + j * kWidth<double>, lanes, Batch<double>(0.0))
-                                     : Batch<double>(0.0);
-  });
+  Array<Batch<double>, kWiden<A>> sum;
+  load_wide<A>(to, n, sum);
   accumulate(sum, v);
-  unroll<parts>([&](auto j) __attribute__((always_inline)) {
-    const std::int64_t lanes = n - j * kWidth<double>;
-    if (lanes >= kWidth<double>)
-      sum[j].store_unaligned(to + j * kWidth<double>);
-    else if (lanes > 0)
-      store_partial(to + j * kWidth<double>, lanes, sum[j]);
-  });
+  store_wide<A>(to, n, sum);
 }
 
 struct ColumnSums {

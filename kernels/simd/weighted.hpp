@@ -133,27 +133,6 @@ void weighted_moments_rows(const WeightedMomentsArgs& args) {
   }
 }
 
-// The first n lanes of a vector of T, in f64.
-template <class T>
-POPNORM_INLINE void load_wide(const double* from, std::int64_t n, Batch<double>* to) {
-  unroll<kWiden<T>>([&](auto j) __attribute__((always_inline)) {
-    const std::int64_t left = n - j * kWidth<double>;
-    to[j] = left > 0
-                ? load(from + j * kWidth<double>, left < kWidth<double> ? left : kWidth<double>, Batch<double>(0.0))
-                : Batch<double>(0.0);
-  });
-}
-template <class T>
-POPNORM_INLINE void store_wide(double* to, std::int64_t n, const Batch<double>* v) {
-  unroll<kWiden<T>>([&](auto j) __attribute__((always_inline)) {
-    const std::int64_t left = n - j * kWidth<double>;
-    if (left >= kWidth<double>)
-      v[j].store_unaligned(to + j * kWidth<double>);
-    else if (left > 0)
-      store_partial(to + j * kWidth<double>, left, v[j]);
-  });
-}
-
 // Columns form, some vectors of channels from c on, n channels each: sums over the present positions. columns(c, n) gives terms(k, i, w,
 // to), which puts those of n channels from c on, at position i of sample k, to to[sum].
 template <class T, std::size_t kSums, class Columns, std::int64_t... vector>
