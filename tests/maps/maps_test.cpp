@@ -334,10 +334,10 @@ TEST(Populations, AreFedBySynchronizedStatisticsAsByForward) {
   f.moments = {moments.data(), moments.data() + 5 * c, moments.data() + 10 * c};
   plan.forward(f);
   popnorm_finalize_args a = POPNORM_FINALIZE_ARGS_INIT;
-  const std::int32_t group_slot[5] = {0, 0, 1, 1, 2};
+  const std::vector<std::int32_t> group_slot = {0, 0, 1, 1, 2};
   a.moments = f.moments;
   a.update = update(1);
-  a.group_slot = group_slot;
+  a.group_slot = group_slot.data();
   a.reserve = reserve.data();
   a.reserve_bytes = reserve.size();
   plan.finalize(a);
