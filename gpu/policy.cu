@@ -142,15 +142,24 @@ double cost(const Problem& p, const Device& device, const Policy& policy) {
 
 constexpr const char* kNames[] = {"plain", "block", "cluster", "grid"};
 
-// What has been faster than the plain path on devices with clusters, of one group without fusions: forward in short rows of 32 bits, a
-// channel to a block, or to a cluster if channels are few, while the blocks have two turns at most.
-Path measured(const Problem& p, Direction direction, const Device& device) {
+// What has been faster than the plain path on devices with clusters, of one group without fusions (docs/performance.md). In rows of few
+// chunks and units of more than an element: a channel to a block; forward, while the blocks have two turns at most, one if a turn is
+// short; or to a cluster, if channels are few. In columns backward: blocks that have one turn and keep all they read.
+Path measured(const Problem& p, Direction direction, const Device& device, const Tensors& tensors) {
+  if (!device.clusters || p.norm_group.count != 1 || p.affine_slot.count != 1 || p.fused()) return Path::plain;
+  const bool forward = direction == Direction::forward, halves = size_of(p.storage) == 2;
+  if (p.storage != POPNORM_F32 && !halves) return Path::plain;
   const Items items = items_of(p);
-  const bool faster = device.clusters && direction == Direction::forward && p.form == Form::rows &&
-                      p.storage == POPNORM_F32 && p.norm_group.count == 1 && p.affine_slot.count == 1 && !p.fused() &&
-                      items.chunks <= 12 && items.count <= 4 * std::int64_t{device.multiprocessors};
-  if (!faster) return Path::plain;
-  return items.count > device.multiprocessors ? Path::block : Path::cluster;
+  const auto turns = [&](const Policy& policy) { return ceil_div(items.count, policy.teams); };
+  if (p.form == Form::rows) {
+    if (has_single_elements(p) || items.chunks > 12) return Path::plain;
+    if (items.count <= device.multiprocessors) return forward || halves ? Path::cluster : Path::plain;
+    const std::int64_t most = !forward ? 4 : halves || items.chunks > 3 ? 2 : 1;
+    return turns(resident(p, direction, device, tensors, Path::block)) <= most ? Path::block : Path::plain;
+  }
+  if (forward || !device.cooperative || p.c % (16 / size_of(p.storage)) != 0) return Path::plain;
+  const Policy grid = resident(p, direction, device, tensors, Path::grid);
+  return turns(grid) == 1 && std::int64_t{grid.held} * grid.team >= items.chunks ? Path::grid : Path::plain;
 }
 
 }  // namespace
@@ -175,7 +184,7 @@ Policy choose(const Problem& p, Direction direction, const Device& device, const
     return fallback;
   };
   const auto is = [&](Path path) {
-    return by_measure ? path == measured(p, direction, device)
+    return by_measure ? path == measured(p, direction, device, tensors)
                       : std::strcmp(wanted, kNames[static_cast<int>(path)]) == 0;
   };
   if (is(Path::plain)) return fallback;

@@ -54,10 +54,11 @@ __device__ __forceinline__ A let_through(const Activation& activation, bool pass
 template <class A, class T, Access kAccess, class RowOf>
 class Normalized {
  public:
+  // `first` is one of the samples, which may all be of one row.
   __device__ __forceinline__ Normalized(const Extents& extents, std::int64_t c, const Rows<A>& rows,
-                                        const RowOf& row_of)
-      : extents_(extents), c_(c), rows_(rows), row_of_(row_of), place_(rows) {
-    if (alike()) read<kReadAtOnce<T, kAccess>>(0);
+                                        const RowOf& row_of, std::int64_t first = 0, bool of_one_row = false)
+      : extents_(extents), c_(c), rows_(rows), row_of_(row_of), place_(rows, of_one_row) {
+    if (alike()) read<kReadAtOnce<T, kAccess>>(first);
   }
 
   __device__ __forceinline__ void enter(std::int64_t sample) { read<kReadInChunk<T, kAccess>>(sample); }
@@ -77,6 +78,7 @@ class Normalized {
     });
   }
   __device__ __forceinline__ bool alike() const { return place_.alike(); }
+  __device__ __forceinline__ const NormalizeRow<A>& of(int k) const { return of_[k]; }
   __device__ __forceinline__ A z(A x, int k) const { return multiply_add(x - of_[k].hi, of_[k].s, of_[k].b); }
 
  private:
@@ -158,6 +160,59 @@ __device__ __forceinline__ unsigned recomputed_bits(Packs<T, kAccess> packs, con
   return passed;
 }
 
+// The same of samples that are alike, by coefficients that are kept from chunk to chunk. In columns the block has them in shared memory: a
+// thread needs those of several channels, for which the elements leave it no registers.
+template <class A, class T, Access kAccess, bool kFused>
+class Signs {
+  using S = Shape<T, kAccess>;
+  static constexpr int kMost = sizeof(A) == sizeof(double) ? 16 : 64;  // channels of a block
+  static_assert(3 * kMost * sizeof(A) <= kRowBytes);
+
+ public:
+  static constexpr bool kInColumns = kFused && kAccess == Access::even_columns;
+  static constexpr bool kInRows = kFused && in_rows(kAccess) && is_even(kAccess);
+
+  __device__ __forceinline__ explicit Signs(std::byte* shared)
+      : shared_(reinterpret_cast<A*>(shared + kRowsAt) + threadIdx.x * S::kChannels) {}
+
+  // By all threads of a block, which have no use for the coefficients before.
+  template <class RowOf>
+  __device__ __forceinline__ void keep(const Normalized<A, T, kAccess, RowOf>& normalized) {
+    if constexpr (kInRows) {
+      own_ = normalized.of(0);
+    } else {
+      if (threadIdx.y == 0) {
+#pragma unroll
+        for (int k = 0; k < S::kChannels; ++k) {
+          const NormalizeRow<A>& of = normalized.of(k);
+          shared_[k] = of.hi;
+          shared_[kMost + k] = of.s;
+          shared_[2 * kMost + k] = of.b;
+        }
+      }
+      __syncthreads();
+    }
+  }
+  __device__ __forceinline__ unsigned passed(const Chunk<T, kAccess>& x) const {
+    unsigned passed = 0;
+#pragma unroll
+    for (int k = 0; k < S::kChannels; ++k) {
+      const NormalizeRow<A> of =
+          kInRows ? own_ : NormalizeRow<A>{shared_[k], shared_[kMost + k], shared_[2 * kMost + k]};
+#pragma unroll
+      for (int e = 0; e < S::kPerChannel; ++e) {
+        const int at = S::element(e, k);
+        if (!stops(multiply_add(to_arithmetic(x.held[at]) - of.hi, of.s, of.b))) passed |= 1U << at;
+      }
+    }
+    return passed;
+  }
+
+ private:
+  NormalizeRow<A> own_{};
+  A* shared_;  // hi, and s and b behind it
+};
+
 // From dy to the gradient of z, of the elements of a chunk.
 template <class A, bool kFused>
 struct Gate {
@@ -170,15 +225,17 @@ struct Gate {
   }
 };
 
+// `signs`, if not null, has the coefficients.
 template <class A, class T, Access kAccess, bool kFused, class RowOf>
 __device__ __forceinline__ Gate<A, kFused> gate_of(const BackwardFusion& fusion, const Packs<T, kAccess>& packs,
-                                                   const Rows<A>& rows, const Chunk<T, kAccess>& x,
-                                                   const RowOf& row_of) {
+                                                   const Rows<A>& rows, const Chunk<T, kAccess>& x, const RowOf& row_of,
+                                                   const Signs<A, T, kAccess, kFused>* signs = nullptr) {
   if constexpr (!kFused) return {};
   // A mask should have been written, which only the device knows. If it was not, gradients are NaN.
   if (fusion.mask.first != nullptr && !rows.masked) return {{NAN, true}, 0};
   if (fusion.mask.first != nullptr) return {fusion.activation, masked_bits(fusion.mask, packs)};
-  if (fusion.recomputes) return {fusion.activation, recomputed_bits<A>(packs, rows, x, row_of)};
+  if (fusion.recomputes)
+    return {fusion.activation, signs != nullptr ? signs->passed(x) : recomputed_bits<A>(packs, rows, x, row_of)};
   return {fusion.activation, ~0U};
 }
 

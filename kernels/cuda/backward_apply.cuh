@@ -134,6 +134,12 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
     const A k1 = args.k1[i], k2 = args.k2[i];
     return ApplyRow<A>{rows.row(i), through ? k1 : A(0), through ? k2 : A(0), through};
   };
+  using Own = Signs<A, T, kAccess, kFused>;
+  constexpr bool kKept = Own::kInColumns || Own::kInRows;
+  Own signs(shared_memory<std::byte>());
+  if constexpr (kKept)
+    if (args.fusion.recomputes)
+      signs.keep(Normalized<A, T, kAccess, decltype(statistics_of)>(args.extents, c, rows, statistics_of));
   Gradient<A, T, kAccess, decltype(row_of)> gradient(args.extents, c, rows, row_of);
   with_alike<kAccess>(gradient.alike(), [&](auto alike) {
 #pragma unroll 1
@@ -142,7 +148,8 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
       const Packs<T, kAccess> packs = chunks.packs();
       float weight[kWeighted ? Shape<T, kAccess>::kWeights : 1];
       if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, packs, weight);
-      const Gate<A, kFused> gate = gate_of<A, T, kAccess, kFused>(args.fusion, packs, rows, x, statistics_of);
+      const Gate<A, kFused> gate =
+          gate_of<A, T, kAccess, kFused>(args.fusion, packs, rows, x, statistics_of, kKept && alike ? &signs : nullptr);
       // By places of its own: those of dx would take registers meanwhile, which single elements of 16 bits do not leave.
       if constexpr (kFused)
         if (args.dresidual.first != nullptr) put_dresidual(args.dresidual, chunks.packs(), x, dy, gate);

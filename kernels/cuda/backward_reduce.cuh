@@ -114,10 +114,11 @@ class Products {
   } of_[S::kChannels]{};
 };
 
-// The sums of a tile of a class, of which all threads get theirs. read(x, dy, packs, i) reads the i-th chunks of the tile.
-template <class A, class T, Access kAccess, bool kWeighted, bool kFused, class RowOf, class Read>
+// The sums of a tile of a class, of which all threads get theirs. read(x, dy, packs, i) reads the i-th chunks of the tile. kShares:
+// there is room for the signs' coefficients in shared memory.
+template <class A, class T, Access kAccess, bool kWeighted, bool kFused, bool kShares, class RowOf, class Read>
 __device__ __forceinline__ void tile_sums(const BackwardReduceArgs<A>& args, const Rows<A>& rows,
-                                          const Stretch<T, kAccess>& tile, const RowOf& row_of, void* shared,
+                                          const Stretch<T, kAccess>& tile, const RowOf& row_of, std::byte* shared,
                                           TwoSums (&sums)[Shape<T, kAccess>::kChannels], const Read& read) {
   using S = Shape<T, kAccess>;
 #pragma unroll
@@ -127,6 +128,12 @@ __device__ __forceinline__ void tile_sums(const BackwardReduceArgs<A>& args, con
   using Own = Products<A, T, kAccess, RowOf>;
   const std::int64_t first = tile.members.at(0);
   const int chunks = tile.chunks();
+  using OwnSigns = Signs<A, T, kAccess, kFused>;
+  constexpr bool kKept = OwnSigns::kInRows || (kShares && OwnSigns::kInColumns);
+  OwnSigns signs(shared);
+  if constexpr (kKept)
+    if (args.fusion.recomputes)
+      signs.keep(Normalized<A, T, kAccess, RowOf>(args.extents, tile.c, rows, row_of, first, of_one_row));
   Own products(args.extents, tile.c, rows, first, of_one_row, args.scaled, row_of);
   with_alike<kAccess>(products.alike(), [&](auto alike) {
     Packs<T, kAccess> packs = tile.packs(args.extents);
@@ -135,9 +142,10 @@ __device__ __forceinline__ void tile_sums(const BackwardReduceArgs<A>& args, con
       Chunk<T, kAccess> x, dy;
       read(x, dy, packs, i);
       if constexpr (kWeighted) x.weigh({args.weights, rows.map, rows.affine}, packs, nullptr);
-      const Gate<A, kFused> gate = gate_of<A, T, kAccess, kFused>(args.fusion, packs, rows, x, row_of);
+      const Gate<A, kFused> gate =
+          gate_of<A, T, kAccess, kFused>(args.fusion, packs, rows, x, row_of, kKept && alike ? &signs : nullptr);
       // Coefficients that live from chunk to chunk would leave too few registers for those of a recomputed sign.
-      if constexpr (is_narrow(kAccess) && !(kFused && S::kChannels > 4))
+      if (is_narrow(kAccess) && (!(kFused && S::kChannels > 4) || (kKept && alike)))
         products.add(packs, x, dy, gate, alike, sums);
       else
         Own(args.extents, tile.c, rows, first, of_one_row, args.scaled, row_of)
@@ -168,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
     const Slots<T, kAccess, 2> slots(shared + kChunksAt, args.ahead);
     const Stretch<T, kAccess> stretch{classed.members(tile.group), c, tile.begin, tile.end};
     Ring<T, kAccess, 2> ring(slots, stretch, args.extents, args.x, args.dy);
-    tile_sums<A, T, kAccess, kWeighted, kFused>(
+    tile_sums<A, T, kAccess, kWeighted, kFused, true>(
         args, rows, stretch, [&](std::int64_t row, std::int64_t k) { return rows.row(row * args.extents.c + c + k); },
         shared, sums,
         [&](Chunk<T, kAccess>& x, Chunk<T, kAccess>& dy, const Packs<T, kAccess>& packs, int i) {

@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kThreads,
       const Tiles tiles = tiles_with(rows);
       const Stretch<T, kAccess> tile = share.of_tile(tiles, place);
       TwoSums sums[Shape<T, kAccess>::kChannels];
-      tile_sums<A, T, kAccess, false, kFused>(
+      tile_sums<A, T, kAccess, false, kFused, false>(
           r, rows, tile, [&](std::int64_t of, std::int64_t k) { return rows.row(of * r.extents.c + c + k); }, shared,
           sums,
           [&](Chunk<T, kAccess>& x, Chunk<T, kAccess>& dy, const Packs<T, kAccess>& packs, int i) {

@@ -180,8 +180,10 @@ TEST(CudaPolicy, SaysWhyItIsPlain) {
 constexpr Device kH100{132, 227 << 10, 228 << 10, 50 << 20, true, true, true};
 constexpr Device kA100{108, 163 << 10, 164 << 10, 40 << 20, false, true, true};
 
-popnorm::Problem problem(popnorm_layout layout, std::int64_t n, std::int64_t c, std::int64_t s) {
+popnorm::Problem problem(popnorm_layout layout, std::int64_t n, std::int64_t c, std::int64_t s,
+                         popnorm_type storage = POPNORM_F32) {
   popnorm_problem p = POPNORM_PROBLEM_INIT;
+  p.storage = storage;
   p.n = n;
   p.c = c;
   p.s = s;
@@ -262,20 +264,36 @@ TEST(CudaPolicy, IsByMeasurementUnlessOneIsNamed) {
   const auto taken = [](const popnorm::Problem& p, Direction direction, const Device& device = kH100) {
     return choose(p, direction, device, nullptr, nullptr).path;
   };
-  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 512, 784), Direction::forward), Path::block);
-  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 128, 784), Direction::forward), Path::cluster);
-  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 256, 3136), Direction::forward), Path::plain);
-  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 512, 784), Direction::backward), Path::plain);
-  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 2048, 49), Direction::forward), Path::plain);
-  EXPECT_EQ(taken(problem(POPNORM_NHWC, 50, 512, 784), Direction::forward), Path::plain);
+  constexpr Direction forward = Direction::forward, backward = Direction::backward;
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 512, 784), forward), Path::block);
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 128, 784), forward), Path::cluster);
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 256, 196), forward), Path::block);
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 512, 196), forward), Path::plain);
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 512, 196, POPNORM_BF16), forward), Path::block);
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 1024, 196, POPNORM_BF16), forward), Path::plain);
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 256, 3136), forward), Path::plain);
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 512, 784), backward), Path::block);
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 1024, 196), backward), Path::block);
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 128, 784), backward), Path::plain);
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 128, 784, POPNORM_BF16), backward), Path::cluster);
+  for (const popnorm_type storage : {POPNORM_F32, POPNORM_BF16, POPNORM_F16})
+    for (const Direction direction : {forward, backward}) {
+      EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 512, 49, storage), direction), Path::plain);
+      EXPECT_EQ(taken(problem(POPNORM_NHWC, 50, 512, 784, storage), direction), Path::plain);
+    }
+  EXPECT_EQ(taken(problem(POPNORM_NHWC, 50, 512, 49), forward), Path::plain);
+  EXPECT_EQ(taken(problem(POPNORM_NHWC, 50, 512, 49), backward), Path::grid);
+  EXPECT_EQ(taken(problem(POPNORM_NHWC, 50, 510, 49), backward), Path::plain);
+  EXPECT_EQ(taken(problem(POPNORM_NHWC, 50, 2048, 49), backward), Path::plain);
+  EXPECT_EQ(taken(problem(POPNORM_NHWC, 50, 2048, 49, POPNORM_BF16), backward), Path::grid);
   // Of these there are none.
-  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 512, 784), Direction::forward, kA100), Path::plain);
+  EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 512, 784), forward, kA100), Path::plain);
   popnorm::Problem fused = problem(POPNORM_NCHW, 50, 512, 784);
   fused.activation = POPNORM_RELU;
-  EXPECT_EQ(taken(fused, Direction::forward), Path::plain);
+  EXPECT_EQ(taken(fused, forward), Path::plain);
   popnorm::Problem groups = problem(POPNORM_NCHW, 50, 512, 784);
   groups.norm_group = {POPNORM_PER_SAMPLE, 0, 50};
-  EXPECT_EQ(taken(groups, Direction::forward), Path::plain);
+  EXPECT_EQ(taken(groups, forward), Path::plain);
 }
 
 // How many chunks each of the plain path's blocks copies ahead: none where a device cannot, fewer where it has less room.
