@@ -249,8 +249,9 @@ popnorm_status backward(const Plan& plan, const popnorm_backward_args& a, void* 
     const AffineGradients affine = call.affine_gradients(a.dscale, a.dshift, a.accumulate != 0);
     const Problem& p = call.p;
     if (a.dx != nullptr && policy.path != Path::plain &&
-        is_kept(p, {operand(p, a.x, p.x), operand(p, a.dy, p.dy), operand(p, a.dx, p.dx),
-                    operand(p, a.dresidual, p.dresidual)}))
+        is_kept(policy, p,
+                {operand(p, a.x, p.x), operand(p, a.dy, p.dy), operand(p, a.dx, p.dx),
+                 operand(p, a.dresidual, p.dresidual)}))
       return call.resident(a.x, a.dy, a.dx, a.dresidual, affine, policy);
     const bool sums = a.dx != nullptr || affine.any();
     if (sums)

@@ -201,7 +201,7 @@ popnorm_status forward(const Plan& plan, const popnorm_forward_args& a, void* st
     const Policy& policy = policy_of(plan, Direction::forward);
     const MomentsArgs moments = moments_args(p, a.x, maps, maps.affine_slot, a.batch, space.of_tile, policy.ahead);
     const Operand y = operand(p, a.y, p.y);
-    if (reduces && policy.path != Path::plain && is_kept(p, {moments.x, y, fusion.residual})) {
+    if (reduces && policy.path != Path::plain && is_kept(policy, p, {moments.x, y, fusion.residual})) {
       if (a.reserve == nullptr) fold.out = {};
       const ResidentForwardArgs<A> args{moments, fold, source, y, fusion, crew_of(p, policy)};
       POPNORM_TRY(launch_resident(p, args, policy, stream));

@@ -200,7 +200,11 @@ Policy choose(const Problem& p, Direction direction, const Device& device, const
   if (is(Path::grid) && !device.cooperative) return refuse("the device has no cooperative launch");
   if (by_measure || std::strcmp(wanted, "auto") != 0) {
     for (const Path path : {Path::block, Path::cluster, Path::grid})
-      if (is(path)) return resident(p, direction, device, tensors, path);
+      if (is(path)) {
+        Policy policy = resident(p, direction, device, tensors, path);
+        policy.measured = by_measure;
+        return policy;
+      }
   }
   Policy best = fallback;
   for (const Path path : {Path::block, Path::cluster, Path::grid}) {

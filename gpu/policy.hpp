@@ -37,6 +37,7 @@ struct Policy {
   int held = 0;    // chunks of each tensor that a block keeps
   int ahead = 0;   // chunks of each tensor that a block of the plain path copies ahead of its sums
   int launches = 0;
+  bool measured = false;  // of calls whose tensors are made of whole packs, which others take the plain path
   // Bytes from and to memory, once over the tensors beyond what is in the chip's shared memory and L2 cache when it is read again.
   double read = 0;
   double written = 0;

@@ -8,9 +8,11 @@
 
 namespace popnorm::cuda {
 
-// Whether kernels of one read reach these tensors: in rows pack by pack, but for double. Misaligned ones go the plain way.
-inline bool is_kept(const Problem& p, std::initializer_list<Operand> operands) {
-  return p.form == Form::columns || p.storage == POPNORM_F64 || reach_of(p, operands) == Reach::even;
+// Whether kernels of one read reach these tensors: pack by pack; in columns and of double by elements too, if somebody asks for that.
+// Others go the plain way.
+inline bool is_kept(const Policy& policy, const Problem& p, std::initializer_list<Operand> operands) {
+  return (!policy.measured && (p.form == Form::columns || p.storage == POPNORM_F64)) ||
+         reach_of(p, operands) == Reach::even;
 }
 
 template <class A>

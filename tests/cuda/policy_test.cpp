@@ -266,6 +266,8 @@ TEST(CudaPolicy, IsByMeasurementUnlessOneIsNamed) {
   };
   constexpr Direction forward = Direction::forward, backward = Direction::backward;
   EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 512, 784), forward), Path::block);
+  EXPECT_TRUE(choose(problem(POPNORM_NCHW, 50, 512, 784), forward, kH100, nullptr, nullptr).measured);
+  EXPECT_FALSE(choose(problem(POPNORM_NCHW, 50, 512, 784), forward, kH100, "block", nullptr).measured);
   EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 128, 784), forward), Path::cluster);
   EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 256, 196), forward), Path::block);
   EXPECT_EQ(taken(problem(POPNORM_NCHW, 50, 512, 196), forward), Path::plain);
