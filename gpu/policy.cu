@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
+#include <optional>
 
 #include "gpu/policy.hpp"
 #include "gpu/shape.hpp"
@@ -183,11 +185,12 @@ Policy choose(const Problem& p, Direction direction, const Device& device, const
     if (why != nullptr && !by_measure) *why = reason;
     return fallback;
   };
-  const auto is = [&](Path path) {
-    return by_measure ? path == measured(p, direction, device, tensors)
-                      : std::strcmp(wanted, kNames[static_cast<int>(path)]) == 0;
-  };
-  if (is(Path::plain)) return fallback;
+  // None: what costs least.
+  std::optional<Path> asked;
+  if (by_measure) asked = measured(p, direction, device, tensors);
+  for (int i = 0; !by_measure && i < static_cast<int>(std::size(kNames)); ++i)
+    if (std::strcmp(wanted, kNames[i]) == 0) asked = static_cast<Path>(i);
+  if (asked == Path::plain) return fallback;
   if (p.elements() == 0) return refuse("there are no elements");
   if (is_weighted(p)) return refuse("elements have weights, or labels may make them absent");
   if (!counts_in_32_bits(p)) return refuse("positions or offsets do not fit into 32 bits");
@@ -196,15 +199,12 @@ Policy choose(const Problem& p, Direction direction, const Device& device, const
   if (direction == Direction::backward && p.affine_slot.count > 1) return refuse("there are several affine slots");
   if (direction == Direction::forward && p.masked() && !masks_apart(p))
     return refuse("groups end within bytes of the mask");
-  if (is(Path::cluster) && !device.clusters) return refuse("the device has no clusters");
-  if (is(Path::grid) && !device.cooperative) return refuse("the device has no cooperative launch");
-  if (by_measure || std::strcmp(wanted, "auto") != 0) {
-    for (const Path path : {Path::block, Path::cluster, Path::grid})
-      if (is(path)) {
-        Policy policy = resident(p, direction, device, tensors, path);
-        policy.measured = by_measure;
-        return policy;
-      }
+  if (asked == Path::cluster && !device.clusters) return refuse("the device has no clusters");
+  if (asked == Path::grid && !device.cooperative) return refuse("the device has no cooperative launch");
+  if (asked) {
+    Policy policy = resident(p, direction, device, tensors, *asked);
+    policy.measured = by_measure;
+    return policy;
   }
   Policy best = fallback;
   for (const Path path : {Path::block, Path::cluster, Path::grid}) {
