@@ -1,5 +1,6 @@
 #include "core/log.hpp"
 
+#include <charconv>
 #include <chrono>
 #include <cstdarg>
 #include <cstdio>
@@ -35,9 +36,12 @@ void log_call(const char* operation, const Plan* plan, popnorm_status status, do
                   name_of(p.storage), static_cast<long long>(p.n), static_cast<long long>(p.c),
                   static_cast<long long>(p.s));
   }
-  std::fprintf(stderr, "popnorm,%s,%s,%s,%s,%s,%s,%.4f\n", POPNORM_VERSION_STRING,
+  // Not printf's, whose point is the locale's.
+  char time[32] = "";
+  *std::to_chars(time, time + sizeof(time) - 1, milliseconds, std::chars_format::fixed, 4).ptr = '\0';
+  std::fprintf(stderr, "popnorm,%s,%s,%s,%s,%s,%s,%s\n", POPNORM_VERSION_STRING,
                plan != nullptr ? plan->backend->name : "", plan != nullptr ? plan->isa : "", operation, shape,
-               popnorm_status_string(status), milliseconds);
+               popnorm_status_string(status), time);
 }
 
 void log_choice(const char* format, ...) {

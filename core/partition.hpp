@@ -160,7 +160,8 @@ class Partition {
 
   // The first sample of a class, -1 if it has none.
   std::int64_t first_sample(std::int64_t of) const {
-    if (shape_.shared()) {
+    if (shape_.in_order) return begin_of(of) < shape_.n ? begin_of(of) : -1;
+    if (shape_.shared() || slots_ == 0) {  // without positions there are samples, but no slots
       for (std::int64_t n = 0; n < shape_.n; ++n)
         if (map_(n) == of) return n;
       return -1;

@@ -18,8 +18,9 @@ popnorm_status make_plan(const popnorm_problem* problem, const popnorm_options* 
   plan.schedule = chosen.schedule;
   plan.stores = chosen.stores;
   plan.reserve_bytes = reserve_bytes(plan.problem);
-  const char* isa = chosen.isa != nullptr ? chosen.isa : std::getenv("POPNORM_ISA");
-  return plan.backend->prepare(plan, isa != nullptr && *isa != '\0' ? isa : nullptr, chosen.executor);
+  const auto named = [](const char* isa) { return isa != nullptr && *isa != '\0'; };
+  const char* isa = named(chosen.isa) ? chosen.isa : std::getenv("POPNORM_ISA");
+  return plan.backend->prepare(plan, named(isa) ? isa : nullptr, chosen.executor);
 }
 
 }  // namespace popnorm

@@ -73,6 +73,7 @@ inline std::uint64_t labels_of(const Problem& p, popnorm_statistics statistics, 
   std::uint64_t hash = 14695981039346656037U;
   const auto add_number = [&](std::uint64_t number) { hash = (hash ^ number) * 1099511628211U; };
   const auto add = [&](const Map& map, const std::int32_t* labels) {
+    if (map.count <= 1) return add_number(static_cast<std::uint64_t>(POPNORM_WHOLE));  // however it is called
     add_number(static_cast<std::uint64_t>(map.kind));
     add_number(static_cast<std::uint64_t>(map.k));
     if (map.kind != POPNORM_LABELS) return;

@@ -53,9 +53,10 @@ popnorm_status resolve_strides(const char* name, const Problem& p, popnorm_layou
   const bool samples_inside =
       (p.n <= 1 || to.sample >= length) && (rows <= 1 || to.row >= (p.n - 1) * to.sample + length);
   if (p.n > 0 && p.s > 0 && !rows_inside && !samples_inside)
-    return fail(POPNORM_INVALID,
-                "plan: strides of %s (sample %lld, row %lld) let rows of %lld elements overlap; 0 means packed", name,
-                ll{to.sample}, ll{to.row}, ll{length});
+    return fail(
+        POPNORM_INVALID,
+        "plan: strides of %s (sample %lld, row %lld) let rows of %lld elements overlap or interleave; 0 means packed",
+        name, ll{to.sample}, ll{to.row}, ll{length});
   return POPNORM_SUCCESS;
 }
 
@@ -163,8 +164,11 @@ class Memory {
   }
 
   popnorm_status workspace(const void* first, std::size_t bytes) {
-    if (plan_.workspace_bytes == 0) return POPNORM_SUCCESS;
-    return buffer("workspace", first, bytes, plan_.workspace_bytes, true);
+    return workspace(first, bytes, plan_.workspace_bytes);
+  }
+  popnorm_status workspace(const void* first, std::size_t bytes, std::size_t needed) {
+    if (needed == 0) return POPNORM_SUCCESS;
+    return buffer("workspace", first, bytes, needed, true);
   }
 
   popnorm_status reserve(const void* first, std::size_t bytes, bool written) {
@@ -273,7 +277,17 @@ class Memory {
   }
 
   popnorm_status labels_of_reserve(const void* first, const popnorm_batch& b) {
-    if (on_device()) return batch(b, {false, false, false});
+    if (on_device()) {
+      // Which of the two is needed is written in the reserve.
+      const Problem& p = problem_;
+      if (p.n > 0 && p.norm_group.kind == POPNORM_LABELS && p.population_slot.kind == POPNORM_LABELS &&
+          b.norm_group == nullptr && b.population_slot == nullptr)
+        return fail(POPNORM_INVALID,
+                    "%s: batch.norm_group and batch.population_slot are null, must be those of the forward that wrote "
+                    "the reserve",
+                    operation_);
+      return batch(b, {false, false, true});
+    }
     const auto& header = *static_cast<const ReserveHeader*>(first);
     const auto statistics = static_cast<popnorm_statistics>(header.statistics);
     POPNORM_TRY(batch(b, {statistics != POPNORM_GIVEN, statistics == POPNORM_GIVEN, true}));
@@ -747,10 +761,13 @@ popnorm_status validate(const Plan& plan, const popnorm_combine_args& a) {
   const std::int64_t entries = plan.problem.norm_group.count * plan.problem.c;
   Memory target("combine", plan);
   POPNORM_TRY(target.moments(names_of_moments(), a.moments, entries, true));
-  POPNORM_TRY(target.disjoint());
   if (a.count < 0) return fail(POPNORM_INVALID, "combine: count is %lld, must be >= 0", ll{a.count});
   if (a.count > 0 && a.parts == nullptr)
     return fail(POPNORM_INVALID, "combine: parts is null, count is %lld", ll{a.count});
+  // The list, which is the host's.
+  constexpr std::int64_t kPointers = sizeof(popnorm_moment_arrays) / sizeof(double*);
+  if (!target.on_device()) POPNORM_TRY(target.array("parts", a.parts, kPointers * a.count, sizeof(double*), false));
+  POPNORM_TRY(target.disjoint());
   for (std::int64_t i = 0; i < a.count; ++i) {
     const popnorm_moment_arrays& part = a.parts[i];
     const bool in_place = part.weight == a.moments.weight && part.mean == a.moments.mean && part.m2 == a.moments.m2;
@@ -876,7 +893,7 @@ popnorm_status validate(const Plan& plan, const popnorm_double_backward_args& a)
                      {p.affine_slot, a.batch.affine_slot}, p.n,
                      "second derivatives are served only where a group has one scale") != POPNORM_SUCCESS)
     return POPNORM_UNSUPPORTED;
-  POPNORM_TRY(memory.buffer("workspace", a.workspace, a.workspace_bytes, plan.double_backward_bytes, true));
+  POPNORM_TRY(memory.workspace(a.workspace, a.workspace_bytes, plan.double_backward_bytes));
   return memory.disjoint();
 }
 

@@ -1,6 +1,7 @@
 #include <tbb/blocked_range.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
+#include <tbb/task_group.h>
 
 #include "cpu/executor.hpp"
 
@@ -32,7 +33,8 @@ class LoopOrder {
 
 void tbb_parallel_for(void* /*context*/, std::int64_t count, void (*task)(void*, std::int64_t), void* argument) {
   LoopOrder order;
-  // Isolated: while it waits, this thread may not pick up the caller's unrelated tasks.
+  // Isolated: while it waits, this thread may not pick up the caller's unrelated tasks, and who cancels those does not cancel these.
+  tbb::task_group_context own(tbb::task_group_context::isolated);
   tbb::this_task_arena::isolate([&] {
     tbb::parallel_for(
         tbb::blocked_range<std::int64_t>(0, count, 1),
@@ -41,7 +43,7 @@ void tbb_parallel_for(void* /*context*/, std::int64_t count, void (*task)(void*,
           for (std::int64_t i = range.begin(); i < range.end(); ++i) task(argument, i);
           order.after_task();
         },
-        tbb::simple_partitioner());
+        tbb::simple_partitioner(), own);
   });
   order.after_loop();
 }

@@ -220,7 +220,7 @@ popnorm_status with_call(const char* operation, const Plan& plan, const Args& a,
     const Problem& p = plan.problem;
     Arena arena(a.workspace);
     const Maps maps(p, a.batch);
-    POPNORM_TRY(check(operation, p, a.batch, maps, {}, stream));
+    POPNORM_TRY(check(operation, p, a.batch, maps, {.reserve = a.reserve}, stream));
     return body(Call<A>{operation, p, a.batch, a.reserve, BackwardSpace<A>(arena, p), row_source<A>(p, maps, a.reserve),
                         policy_of(plan, Direction::backward).ahead, stream});
   });

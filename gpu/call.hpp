@@ -160,9 +160,11 @@ inline popnorm_status order(const char* operation, Groups& groups, const OrderSp
   return POPNORM_SUCCESS;
 }
 
-// Which of a call's maps it uses; with `one_slot` each group has one population slot, and its map has been ordered.
+// Which of a call's maps it uses; with `one_slot` each group has one population slot, and its map has been ordered. Rows of statistics
+// are those of groups or of slots, as `reserve` says, if not null.
 struct Uses {
   bool groups = true, slots = true, affine = true, one_slot = false;
+  const void* reserve = nullptr;
 };
 
 // Enqueues the check that a call has asked for, of what it uses: the same as the CPU's (core/validate.cpp).
@@ -174,6 +176,7 @@ inline popnorm_status check(const char* operation, const Problem& p, const popno
   if (uses.slots) args.map[1] = maps.population_slot;
   if (uses.affine) args.map[2] = maps.affine_slot;
   args.slots = maps.population_slot;
+  args.reserve = static_cast<const ReserveHeader*>(uses.reserve);
   if (uses.one_slot) args.groups = maps.norm_group;
   if (p.elements() > 0) args.weights = weights_of(p, batch);
   args.status = static_cast<unsigned*>(static_cast<void*>(batch.device_status));

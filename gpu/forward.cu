@@ -46,10 +46,11 @@ Running running_of(const Problem& p, const popnorm_update& u) {
   return {results(u.running_mean, p.statistics), results(u.running_variance, p.statistics), u.momentum};
 }
 
-// Whether the fold can feed running statistics: there is one group to feed them, and nobody else reads them meanwhile.
+// Whether the fold can feed running statistics: there is one group to feed them, no label to forbid it, and nobody else reads them
+// meanwhile.
 bool fold_feeds(const Problem& p, popnorm_statistics statistics, const popnorm_update& u) {
   return u.population == nullptr && p.norm_group.count == 1 && p.population_slot.count == 1 &&
-         statistics == POPNORM_BATCH;
+         p.population_slot.kind != POPNORM_LABELS && statistics == POPNORM_BATCH;
 }
 
 MomentArrays moment_arrays(const popnorm_moment_arrays& m) { return {m.weight, m.mean, m.m2}; }
@@ -275,7 +276,7 @@ popnorm_status normalize(const Plan& plan, const popnorm_normalize_args& a, void
   return with_arithmetic_type(p, [&](auto arithmetic) -> popnorm_status {
     using A = decltype(arithmetic);
     const Maps maps(p, a.batch);
-    POPNORM_TRY(check("normalize", p, a.batch, maps, {}, stream));
+    POPNORM_TRY(check("normalize", p, a.batch, maps, {.reserve = a.reserve}, stream));
     const RowSource<A> source = row_source<A>(p, maps, a.reserve);
     return launch_normalize("normalize", p, a.x, a.y, fusion_of(p, a.residual, a.reserve), a.batch, source, false,
                             stream);

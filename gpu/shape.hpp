@@ -67,8 +67,10 @@ inline Operand operand(const Problem& p, const void* first, const Strides& strid
 // Samples are normalized by so many rows of statistics at most: those of groups, or of population slots that are given.
 inline std::int64_t most_rows(const Problem& p) { return std::max(p.norm_group.count, p.population_slot.count); }
 
-// Whether the kernel that folds the sums of rows can put dscale and dshift too: there is one row.
-inline bool fold_delivers(const Problem& p) { return most_rows(p) == 1 && p.affine_slot.count == 1; }
+// Whether the kernel that folds the sums of rows can put dscale and dshift too: there is one row, whatever rows are those of.
+inline bool fold_delivers(const Problem& p) {
+  return p.norm_group.count == 1 && p.population_slot.count == 1 && p.affine_slot.count == 1;
+}
 
 // Whether elements have weights or, because a label can be none, may be absent.
 inline bool is_weighted(const Problem& p) {

@@ -197,7 +197,8 @@ typedef struct popnorm_batch {
 
 /* What a device found in the arrays of a call, and what it then does. Nothing out of range is ever accessed. */
 typedef enum popnorm_device_status {
-  /* An id outside [0, k): the sample is absent, y and dx are 0 there; a slot so named is not fed. */
+  /* An id outside [0, k), or none, where only the reserve tells that norm_group is needed, or population_slot: the sample is absent, y
+   * and dx are 0 there; a slot so named is not fed. */
   POPNORM_DEVICE_LABEL = 1,
   /* A group whose samples feed two slots: it feeds that of its first sample. */
   POPNORM_DEVICE_SLOT = 2,

@@ -230,14 +230,18 @@ class population {
 };
 
 // Updates of a population that hold only if commit() is called: otherwise, by an exception say, the state of construction
-// comes back.
+// comes back, at its address if the population still has its size.
 class population_transaction {
  public:
   explicit population_transaction(population& target) : target_(target), before_(target.copy()) {}
   population_transaction(const population_transaction&) = delete;
   population_transaction& operator=(const population_transaction&) = delete;
   ~population_transaction() {
-    if (!committed_) std::memcpy(target_.data(), before_.data(), before_.size());
+    if (committed_) return;
+    if (target_.data() != nullptr && target_.size() == before_.size())
+      std::memcpy(target_.data(), before_.data(), before_.size());
+    else
+      target_ = std::move(before_);
   }
   void commit() noexcept { committed_ = true; }
 

@@ -145,8 +145,8 @@ __device__ __forceinline__ void keep_affine(const FoldArgs<A>& args, std::int64_
 // The population slot that a group feeds and is mixed with: what the caller says, else its first sample's; -1 where that is none.
 POPNORM_INLINE std::int64_t slot_of(const Groups& groups, const Groups& slots, const std::int32_t* group_slot,
                                     std::int64_t group) {
-  if (slots.count <= 1) return 0;
   if (group_slot != nullptr) return group_slot[group] < slots.count ? group_slot[group] : -1;
+  if (slots.count <= 1 && slots.ids == nullptr) return 0;
   return groups.size(group) > 0 ? slots.of(groups.members(group).at(std::int64_t{0})) : 0;
 }
 

@@ -76,8 +76,10 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
   if constexpr (kFused) {
     auto* const header = reinterpret_cast<ReserveHeader*>(args.source.reserve);
     if (header != nullptr && args.fusion.mask.first != nullptr && blockIdx.x == 0 && blockIdx.y == 0 &&
-        Columns::thread() == 0)
-      store_relaxed(&header->masked, 1);  // others of this launch have read it, for nothing
+        Columns::thread() == 0) {
+      header->mask_shape = args.source.mask_shape;  // the CPU's, if that finalized
+      store_relaxed(&header->masked, 1);            // others of this launch have read it, for nothing
+    }
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/layout.cuh"
+#include "kernels/reserve_layout.hpp"
 
 namespace popnorm::cuda {
 
@@ -118,8 +119,9 @@ __global__ void __launch_bounds__(kThreads) order_begin_kernel(const __grid_cons
 
 // What is wrong with the arrays of a call, for popnorm_batch.device_status.
 struct CheckArgs {
-  Groups map[3];
-  Groups groups;  // with their order, where each is to feed one slot; else none
+  Groups map[3];                           // of groups, population slots and affine slots; of kind WHOLE if not used
+  const ReserveHeader* reserve = nullptr;  // says which of the first two is used; null: the host has said
+  Groups groups;                           // with their order, where each is to feed one slot; else none
   Groups slots;
   Weights weights;
   unsigned* status = nullptr;
@@ -140,9 +142,12 @@ __global__ void __launch_bounds__(kThreads) check_kernel(const __grid_constant__
   const std::int64_t first = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   unsigned found = 0;
   const std::int64_t n = args.slots.n;
+  int unused = -1;
+  if (args.reserve != nullptr)
+    unused = static_cast<popnorm_statistics>(args.reserve->statistics) == POPNORM_GIVEN ? 0 : 1;
   for (std::int64_t sample = first; sample < n; sample += stride) {
-    for (const Groups& map : args.map)
-      if (map.ids != nullptr && map.of(sample) < 0) found |= POPNORM_DEVICE_LABEL;
+    for (int i = 0; i < 3; ++i)
+      if (i != unused && args.map[i].of(sample) < 0) found |= POPNORM_DEVICE_LABEL;
     const std::int64_t group = args.groups.n > 0 ? args.groups.of(sample) : -1;
     if (group >= 0 && args.slots.of(sample) != args.slots.of(args.groups.members(group).at(std::int64_t{0})))
       found |= POPNORM_DEVICE_SLOT;

@@ -60,7 +60,8 @@ struct RowSource {
   Values scale{};
   Values shift{};
 
-  // What only a kernel knows, of two bits. kMasks: another thread of the launch may be saying meanwhile that there is a mask.
+  // What only a kernel knows, of two bits. kMasks: another thread of the launch may be saying meanwhile that there is a mask, of
+  // which shape.
   static constexpr unsigned kGiven = 1, kMasked = 2;
   template <bool kMasks = false>
   __device__ __forceinline__ unsigned known() const {
@@ -68,7 +69,7 @@ struct RowSource {
     const auto* const header = reinterpret_cast<const ReserveHeader*>(reserve);
     const std::int8_t masked = kMasks ? load_relaxed(&header->masked) : header->masked;
     return (static_cast<popnorm_statistics>(header->statistics) == POPNORM_GIVEN ? kGiven : 0) |
-           (masked != 0 && header->mask_shape == mask_shape ? kMasked : 0);
+           (masked != 0 && (kMasks || header->mask_shape == mask_shape) ? kMasked : 0);
   }
   __device__ __forceinline__ Rows<A> rows(unsigned known) const {
     const bool given = (known & kGiven) != 0;

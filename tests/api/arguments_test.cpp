@@ -515,7 +515,14 @@ TEST(Combine, RefusesBadArguments) {
        {"outputs overlap", [](Args& a) { a.moments.mean = a.moments.weight + 1; }, {"overlap"}},
        {"a part overlaps an output",
         with_part([&](popnorm_moment_arrays& m) { m.m2 = scene.weight.doubles(); }),
-        {"overlap"}}});
+        {"overlap"}},
+       {"the list overlaps an output",
+        [&](Args& a) {
+          parts.assign(2, scene.parts_in());
+          a.parts = parts.data();
+          a.moments.m2 = reinterpret_cast<double*>(parts.data());
+        },
+        {"parts", "overlap"}}});
 }
 
 // ---------------------------------------------------------------------------------------------------- messages, status

@@ -446,6 +446,44 @@ TEST(Reserve, OfFinalizeServesAnyLabels) {
   });
 }
 
+// One group is one group, by whichever map of however many samples.
+TEST(Reserve, OfOneGroupServesAnother) {
+  const auto problem_of = [](std::int64_t n, popnorm_map group) {
+    popnorm_problem problem = popnorm::problem_nchw(n, 3, 4);
+    problem.norm_group = group;
+    return problem;
+  };
+  const std::vector<float> x(8 * 3 * 4, 1.5f);
+  const std::vector<std::int32_t> labels(8, 0);
+  const auto batch_of = [&](popnorm_map group) {
+    popnorm_batch batch = POPNORM_BATCH_INIT;
+    if (group.kind == POPNORM_LABELS) batch.norm_group = labels.data();
+    return batch;
+  };
+  const auto maps = {popnorm_map{POPNORM_WHOLE, 0}, popnorm::contiguous(16), popnorm::strided(1), popnorm::labels(1)};
+  for (const popnorm_map written : maps)
+    for (const popnorm_map read : maps) {
+      const popnorm::plan writer(problem_of(8, written)), reader(problem_of(4, read));
+      popnorm::buffer reserve = writer.make_reserve(), workspace = writer.make_workspace();
+      std::vector<float> y(x.size());
+      popnorm_forward_args forward = popnorm::forward_args(workspace, reserve);
+      forward.x = x.data();
+      forward.y = y.data();
+      forward.batch = batch_of(written);
+      writer.forward(forward);
+      popnorm::buffer own = reader.make_workspace();
+      popnorm_normalize_args normalize = POPNORM_NORMALIZE_ARGS_INIT;
+      normalize.x = x.data();
+      normalize.y = y.data();
+      normalize.batch = batch_of(read);
+      normalize.reserve = reserve.data();
+      normalize.reserve_bytes = reserve.size();
+      normalize.workspace = own.data();
+      normalize.workspace_bytes = own.size();
+      EXPECT_TRUE(succeeded(popnorm_normalize(reader.get(), &normalize, nullptr))) << written.kind << " " << read.kind;
+    }
+}
+
 TEST(Reserve, OfAnotherProblemIsRefused) {
   popnorm_problem ours = unmapped();
   ours.norm_group = popnorm::contiguous(4);

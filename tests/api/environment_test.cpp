@@ -28,11 +28,18 @@ const ChildRole kMakePlan("make_plan", [] {
   return 0;
 });
 
-// The same with a tier in the options, which go before the environment.
-const ChildRole kMakeBaselinePlan("make_baseline_plan", [] {
+// The same with a tier in the options, which go before the environment, but for an empty one.
+void print_isa_with(const char* isa) {
   popnorm_options options = POPNORM_OPTIONS_INIT;
-  options.isa = "baseline";
+  options.isa = isa;
   std::printf("%s", popnorm::plan(popnorm::problem_nchw(2, 3, 4), options).info().isa);
+}
+const ChildRole kMakeBaselinePlan("make_baseline_plan", [] {
+  print_isa_with("baseline");
+  return 0;
+});
+const ChildRole kMakeUnnamedPlan("make_unnamed_plan", [] {
+  print_isa_with("");
   return 0;
 });
 
@@ -100,6 +107,12 @@ TEST(IsaVariable, EmptyIsUnset) { EXPECT_EQ(plan_with("POPNORM_ISA", ""), runnab
 
 TEST(IsaVariable, YieldsToTheOptions) {
   const ChildResult child = run_in_child("make_baseline_plan", {{"POPNORM_ISA", runnable_tiers().front()}});
+  EXPECT_EQ(child.exit_status, 0);
+  EXPECT_EQ(child.out, "baseline");
+}
+
+TEST(IsaVariable, IsAskedWhereTheOptionsNameNone) {
+  const ChildResult child = run_in_child("make_unnamed_plan", {{"POPNORM_ISA", "baseline"}});
   EXPECT_EQ(child.exit_status, 0);
   EXPECT_EQ(child.out, "baseline");
 }

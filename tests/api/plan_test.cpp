@@ -5,6 +5,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -288,6 +289,20 @@ TEST(PlanQuery, RefusesBadArguments) {
 
 // Scratch is bounded by the contract, whatever the shape: min(4 MB, T/64) + 64 B per channel and group + 8 B per sample with
 // labels. Tensors for which T/64 is less than one row per tile and group are given that row.
+void expect_budget(popnorm_layout layout, std::int64_t n, std::int64_t c, std::int64_t s, popnorm_map map) {
+  popnorm_problem problem = popnorm::problem(layout, n, c, s);
+  problem.norm_group = map;
+  const popnorm::plan plan(problem);
+  const double tensor = static_cast<double>(n) * static_cast<double>(c) * static_cast<double>(s) * 4;
+  // Mean and m2 of c channels have a weight beside them, and tiles of whole samples are three quarters full here.
+  const double slots = (1 + 0.5 / static_cast<double>(c)) * (map.kind == POPNORM_WHOLE ? 1 : 4.0 / 3);
+  const double budget = std::min(4e6, tensor / 64) * slots +
+                        64 * static_cast<double>(c) * static_cast<double>(plan.info().groups) +
+                        (map.kind == POPNORM_LABELS ? 8 * static_cast<double>(n) : 0);
+  EXPECT_LE(static_cast<double>(plan.info().workspace_bytes), budget + 64)
+      << "N " << n << " C " << c << " S " << s << " layout " << layout << " map " << map.kind << " of " << map.k;
+}
+
 TEST(PlanQuery, WorkspaceKeepsItsBudget) {
   for (const popnorm_map map : {popnorm_map{POPNORM_WHOLE, 0}, popnorm::strided(2), popnorm::strided(16),
                                 popnorm::labels(2), popnorm::labels(8), popnorm::labels(16)})
@@ -296,19 +311,18 @@ TEST(PlanQuery, WorkspaceKeepsItsBudget) {
         for (const std::int64_t c : {1, 8, 64, 256, 2048})
           for (const std::int64_t s : {1, 49, 3136, 12544}) {
             if (n * c * s > (std::int64_t{1} << 32)) continue;
-            popnorm_problem problem = popnorm::problem(layout, n, c, s);
-            problem.norm_group = map;
-            const popnorm::plan plan(problem);
-            const double tensor = static_cast<double>(n) * static_cast<double>(c) * static_cast<double>(s) * 4;
-            // Mean and m2 of c channels have a weight beside them, and tiles of whole samples are three quarters full here.
-            const double slots = (1 + 0.5 / static_cast<double>(c)) * (map.kind == POPNORM_WHOLE ? 1 : 4.0 / 3);
-            const double budget = std::min(4e6, tensor / 64) * slots +
-                                  64 * static_cast<double>(c) * static_cast<double>(plan.info().groups) +
-                                  (map.kind == POPNORM_LABELS ? 8 * static_cast<double>(n) : 0);
-            EXPECT_LE(static_cast<double>(plan.info().workspace_bytes), budget + 64)
-                << "N " << n << " C " << c << " S " << s << " layout " << layout << " map " << map.kind << " of "
-                << map.k;
+            expect_budget(layout, n, c, s, map);
           }
+}
+
+TEST(PlanQuery, WorkspaceOfExtremeShapesKeepsItsBudget) {
+  const popnorm_map whole = {POPNORM_WHOLE, 0};
+  for (const popnorm_layout layout : {POPNORM_NCHW, POPNORM_NHWC}) {
+    expect_budget(layout, 1, 1, std::int64_t{1} << 32, whole);
+    expect_budget(layout, 2, 100000, 1, whole);
+    expect_budget(layout, 1000000, 8, 1, popnorm::labels(8));
+    expect_budget(layout, 64, 64, 16, whole);
+  }
 }
 
 TEST(Tiers, AreListedBestFirst) {
@@ -385,6 +399,76 @@ TEST(EmptyBatch, ChangesNothing) {
       EXPECT_EQ(dshift, std::vector<float>(3, 0));
     }
   }
+}
+
+// Groups of samples without positions have statistics nonetheless, where they are mixed with those of their slot.
+TEST(EmptyBatch, OfSamplesIsBlendedWithItsOwnSlots) {
+  constexpr std::int64_t n = 20;
+  for (const popnorm_map map : {popnorm::per_sample(), popnorm::strided(20), popnorm::strided(3)}) {
+    popnorm_problem problem = popnorm::problem_nchw(n, 1, 0);
+    problem.norm_group = problem.population_slot = map;
+    const popnorm::plan plan(problem);
+    popnorm::buffer workspace = plan.make_workspace();
+    std::vector<float> mean(n), variance(n, 1), saved_mean(static_cast<std::size_t>(plan.info().groups), -1);
+    std::iota(mean.begin(), mean.end(), 1.0f);
+    popnorm_forward_args forward = popnorm::forward_args(workspace);
+    forward.source.statistics = POPNORM_BLEND;
+    forward.source.mean = mean.data();
+    forward.source.variance = variance.data();
+    forward.saved_mean = saved_mean.data();
+    plan.forward(forward);
+    mean.resize(saved_mean.size());
+    EXPECT_EQ(saved_mean, mean) << map.kind;
+  }
+}
+
+// Without samples there may be no group either.
+TEST(EmptyBatch, WithoutGroupsHasGradientsOfZero) {
+  const popnorm_map whole = {POPNORM_WHOLE, 0};
+  for (const auto& [group, slot] : {std::pair{popnorm::per_sample(), whole},
+                                    {popnorm::contiguous(4), whole},
+                                    {whole, popnorm::per_sample()},
+                                    {popnorm::per_sample(), popnorm::per_sample()}}) {
+    popnorm_problem problem = popnorm::problem_nchw(0, 3, 5);
+    problem.norm_group = group;
+    problem.population_slot = slot;
+    const popnorm::plan plan(problem);
+    popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
+    for (const popnorm_statistics statistics : {POPNORM_BATCH, POPNORM_GIVEN}) {
+      const std::vector<float> given(3, 1);
+      popnorm_forward_args forward = popnorm::forward_args(workspace, reserve);
+      forward.source.statistics = statistics;
+      if (statistics == POPNORM_GIVEN) forward.source.mean = forward.source.variance = given.data();
+      plan.forward(forward);
+      std::vector<float> dscale = {1, 2, 3}, dshift = {4, 5, 6};
+      popnorm_backward_args backward = popnorm::backward_args(workspace, reserve);
+      backward.dscale = dscale.data();
+      backward.dshift = dshift.data();
+      backward.accumulate = 1;
+      plan.backward(backward);
+      EXPECT_EQ(dscale, (std::vector<float>{1, 2, 3}));
+      EXPECT_EQ(dshift, (std::vector<float>{4, 5, 6}));
+      backward.accumulate = 0;
+      plan.backward(backward);
+      EXPECT_EQ(dscale, std::vector<float>(3, 0));
+      EXPECT_EQ(dshift, std::vector<float>(3, 0));
+    }
+  }
+}
+
+TEST(EmptyBatch, NeedsNoWorkspaceOfNoBytes) {
+  popnorm_problem problem = popnorm::problem_nchw(0, 3, 5);
+  problem.norm_group = problem.population_slot = problem.affine_slot = popnorm::per_sample();
+  popnorm_options options = POPNORM_OPTIONS_INIT;
+  options.backend = POPNORM_CPU;
+  const popnorm::plan plan(problem, options);
+  popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
+  plan.forward(popnorm::forward_args(workspace, reserve));
+  popnorm_double_backward_args args = POPNORM_DOUBLE_BACKWARD_ARGS_INIT;
+  args.reserve = reserve.data();
+  args.reserve_bytes = reserve.size();
+  ASSERT_EQ(plan.info().double_backward_workspace_bytes, 0U);
+  EXPECT_TRUE(succeeded(popnorm_double_backward(plan.get(), &args, nullptr)));
 }
 
 }  // namespace

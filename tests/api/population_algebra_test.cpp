@@ -878,6 +878,19 @@ TEST_F(Transaction, RollsBackByException) {
   EXPECT_TRUE(bytes_of(population_) == before_);
 }
 
+TEST_F(Transaction, RollsBackAPopulationThatWasReplaced) {
+  {
+    const popnorm::population_transaction transaction(population_);
+    population_ = popnorm::population(1, 1);
+  }
+  EXPECT_TRUE(bytes_of(population_) == before_);
+  {
+    const popnorm::population_transaction transaction(population_);
+    const popnorm::population elsewhere = std::move(population_);
+  }
+  EXPECT_TRUE(bytes_of(population_) == before_);
+}
+
 TEST_F(Transaction, OfTheInnerDoesNotOutliveTheOuter) {
   {
     popnorm::population_transaction outer(population_);

@@ -1,5 +1,7 @@
 // Plans shared between threads, messages kept apart, and executors of the caller's that do not do their work.
 #include <gtest/gtest.h>
+#include <tbb/parallel_for.h>
+#include <tbb/task_group.h>
 
 #include <algorithm>
 #include <barrier>
@@ -131,6 +133,25 @@ TEST(Executor, MayHaveAnyConcurrency) {
   const auto begin = std::chrono::steady_clock::now();
   EXPECT_TRUE(same_bits(runner.forward(POPNORM_BATCH).y, by_tbb.forward(POPNORM_BATCH).y));
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(4));
+}
+
+// Whoever cancels the caller's tasks does not cancel the library's.
+TEST(Tbb, ACallInACancelledTaskIsWhole) {
+  const Configuration k = large();
+  Random random("ACallInACancelledTaskIsWhole");
+  const Layer layer(k, random);
+  Runner runner(layer, {});
+  const Forward expected = runner.forward(POPNORM_BATCH);
+  Forward cancelled;
+  tbb::task_group_context context;
+  tbb::parallel_for(
+      0, 1,
+      [&](int) {
+        context.cancel_group_execution();
+        cancelled = runner.forward(POPNORM_BATCH);
+      },
+      context);
+  EXPECT_TRUE(same_bits(cancelled.y, expected.y));
 }
 
 popnorm_status forward_with(void (*parallel_for)(void*, std::int64_t, void (*)(void*, std::int64_t), void*)) {

@@ -402,6 +402,117 @@ TEST(CudaLabels, AreCheckedIfTheCallUsesThem) {
   EXPECT_EQ(labels.status[0], 0U);
 }
 
+// Of backward and normalize the reserve says which labels those are.
+TEST(CudaLabels, AreCheckedIfTheReserveUsesThem) {
+  Labelled labels;
+  labels.problem.population_slot = {POPNORM_LABELS, 2};
+  labels.batch.population_slot = labels.slot.data();
+  const popnorm::plan plan(labels.problem);
+  popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
+  const std::vector<float> mean(2 * Labelled::c), variance(2 * Labelled::c, 1);
+  for (const popnorm_statistics statistics : {POPNORM_BATCH, POPNORM_GIVEN}) {
+    popnorm_forward_args forward = popnorm::forward_args(workspace, reserve);
+    forward.x = labels.x.data();
+    forward.y = labels.y.data();
+    forward.batch = labels.batch;
+    forward.source.statistics = statistics;
+    if (statistics == POPNORM_GIVEN) forward.source.mean = mean.data(), forward.source.variance = variance.data();
+    plan.forward(forward);
+    const auto status_of = [&](const popnorm_batch& batch) {
+      std::vector<std::uint32_t> found;
+      labels.status[0] = 0;
+      popnorm_backward_args backward = popnorm::backward_args(workspace, reserve);
+      backward.x = labels.x.data();
+      backward.dy = labels.dy.data();
+      backward.batch = batch;
+      backward.dx = labels.dx.data();
+      plan.backward(backward);
+      found.push_back(labels.status[0]);
+      labels.status[0] = 0;
+      popnorm_normalize_args normalize = POPNORM_NORMALIZE_ARGS_INIT;
+      normalize.x = labels.x.data();
+      normalize.y = labels.y.data();
+      normalize.batch = batch;
+      normalize.reserve = reserve.data();
+      normalize.reserve_bytes = reserve.size();
+      normalize.workspace = workspace.data();
+      normalize.workspace_bytes = workspace.size();
+      plan.normalize(normalize);
+      found.push_back(labels.status[0]);
+      return found;
+    };
+    const bool given = statistics == POPNORM_GIVEN;
+    const std::vector<std::uint32_t> none(2, 0), label(2, POPNORM_DEVICE_LABEL);
+    EXPECT_EQ(status_of(labels.batch), none);
+    labels.slot[9] = -1;
+    EXPECT_EQ(status_of(labels.batch), given ? label : none);
+    labels.slot[9] = 0;
+    labels.group[9] = 3;
+    EXPECT_EQ(status_of(labels.batch), given ? none : label);
+    labels.group[9] = 0;
+    // None at all is not every label in range.
+    popnorm_batch lacking = labels.batch;
+    lacking.norm_group = nullptr;
+    EXPECT_EQ(status_of(lacking), given ? none : label);
+    lacking = labels.batch;
+    lacking.population_slot = nullptr;
+    EXPECT_EQ(status_of(lacking), given ? label : none);
+  }
+}
+
+// What the host can see it refuses: whatever the statistics are, one of these two is needed, and scale and shift are.
+TEST(CudaLabels, ThatAreMissingAreRefused) {
+  Labelled labels;
+  labels.problem.population_slot = {POPNORM_LABELS, 2};
+  labels.batch.population_slot = labels.slot.data();
+  const popnorm::plan plan(labels.problem);
+  popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
+  popnorm_backward_args args = popnorm::backward_args(workspace, reserve);
+  args.x = labels.x.data();
+  args.dy = labels.dy.data();
+  args.dx = labels.dx.data();
+  args.batch = labels.batch;
+  args.batch.affine_slot = nullptr;
+  EXPECT_TRUE(refused(popnorm_backward(plan.get(), &args, nullptr), POPNORM_INVALID, {"batch.affine_slot", "null"}));
+  args.batch = labels.batch;
+  args.batch.norm_group = args.batch.population_slot = nullptr;
+  EXPECT_TRUE(refused(popnorm_backward(plan.get(), &args, nullptr), POPNORM_INVALID,
+                      {"batch.norm_group", "batch.population_slot", "null"}));
+}
+
+// Of one slot as of two: -1 is not slot 0.
+TEST(CudaLabels, OfNoSlotFeedNone) {
+  Labelled labels;
+  for (const std::int64_t slots : {1, 2})
+    for (const bool population_too : {false, true}) {
+      labels.problem.norm_group = {POPNORM_WHOLE, 0};
+      labels.problem.population_slot = {POPNORM_LABELS, slots};
+      std::ranges::fill(labels.slot, -1);
+      labels.batch.norm_group = nullptr;
+      labels.batch.population_slot = labels.slot.data();
+      labels.status[0] = 0;
+      const popnorm::plan plan(labels.problem);
+      popnorm::buffer workspace = plan.make_workspace();
+      popnorm::population population(slots, Labelled::c);
+      std::vector<float> running_mean(slots * Labelled::c, 7), running_variance(slots * Labelled::c, 7);
+      popnorm_forward_args args = popnorm::forward_args(workspace);
+      args.x = labels.x.data();
+      args.y = labels.y.data();
+      args.batch = labels.batch;
+      args.update.running_mean = running_mean.data();
+      args.update.running_variance = running_variance.data();
+      if (population_too) {
+        args.update.population = population.data();
+        args.update.population_bytes = population.size();
+      }
+      plan.forward(args);
+      EXPECT_EQ(labels.status[0], POPNORM_DEVICE_LABEL);
+      EXPECT_EQ(running_mean, std::vector<float>(running_mean.size(), 7)) << slots;
+      EXPECT_EQ(running_variance, std::vector<float>(running_mean.size(), 7)) << slots;
+      EXPECT_EQ(population.header().steps, 0) << slots;
+    }
+}
+
 TEST(CudaLabels, WithoutElementsNeedNoWeights) {
   for (const popnorm_weights weights : {POPNORM_WEIGHTS_PER_SAMPLE, POPNORM_WEIGHTS_PER_POSITION, POPNORM_LENGTHS}) {
     popnorm_problem problem = popnorm::problem_nchw(4, 3, 0);
@@ -664,7 +775,8 @@ struct Masked {
   std::vector<float> x = std::vector<float>(n * c * s), y = x, residual = x, dx = x, dresidual = x;
   popnorm::buffer reserve, workspace;
 
-  Masked() {
+  // `options` are finalize's.
+  explicit Masked(const popnorm_options& options = POPNORM_OPTIONS_INIT) {
     problem.adds_residual = 1;
     problem.activation = POPNORM_RELU;
     Random random("Masked");
@@ -679,7 +791,7 @@ struct Masked {
     args.source.variance = variance.data();
     args.reserve = reserve.data();
     args.reserve_bytes = reserve.size();
-    plan.finalize(args);
+    popnorm::plan(problem, options).finalize(args);
   }
   void normalize() {
     popnorm_normalize_args args = POPNORM_NORMALIZE_ARGS_INIT;
@@ -722,6 +834,18 @@ TEST(CudaFusions, TheCpuRefusesTheMask) {
   options.backend = POPNORM_CPU;
   EXPECT_EQ(masked.backward(options), POPNORM_INVALID);
   EXPECT_NE(std::string(popnorm_last_error()).find("reserve"), std::string::npos) << popnorm_last_error();
+}
+
+// What it has finalized may be normalized here: the reserve says then whose bits these are.
+TEST(CudaFusions, OfTheCpusStatisticsHaveTheDevicesMask) {
+  popnorm_options options = POPNORM_OPTIONS_INIT;
+  options.backend = POPNORM_CPU;
+  Masked masked(options);
+  masked.normalize();
+  EXPECT_EQ(masked.backward(options), POPNORM_INVALID);
+  ASSERT_EQ(masked.backward(POPNORM_OPTIONS_INIT), POPNORM_SUCCESS);
+  for (std::size_t i = 0; i < masked.x.size(); ++i)
+    EXPECT_EQ(masked.dresidual[i], masked.y[i] > 0 ? masked.x[i] : 0) << i;
 }
 
 // Nor are its own taken for these: gradients are NaN, not wrong.

@@ -113,7 +113,7 @@ TEST(CudaPolicy, HasThePlainPathsBitsWithEverySourceOfStatistics) {
   int taken = 0;  // not every problem can go every way
   for (int i = 0; i < 24 * effort(); ++i) {
     Random random("CudaPolicy " + std::to_string(i));
-    const Configuration k = random_configuration(random);
+    const Configuration k = random.coin() ? random_configuration(random) : random_aligned(random);
     MapSet maps;
     maps.group = {POPNORM_CONTIGUOUS, 1 + random.below(k.n + 1)};
     maps.slot = maps.group;

@@ -152,6 +152,21 @@ Configuration random_configuration(Random& random) {
   return k;
 }
 
+Configuration random_aligned(Random& random) {
+  Configuration k;
+  k.layout = random.coin() ? POPNORM_NCHW : POPNORM_NHWC;
+  const auto shape = random.pick(
+      {std::array<std::int64_t, 3>{12, 64, 16}, {20, 128, 4}, {6, 24, 64}, {200, 32, 2}, {70, 8, 49}, {3, 16, 1024}});
+  k.n = shape[0];
+  k.c = shape[1];
+  k.s = shape[2];
+  k.storage = random.pick({POPNORM_F32, POPNORM_BF16, POPNORM_F16});
+  k.parameters = random.coin() ? POPNORM_F32 : POPNORM_F64;
+  k.statistics = random.coin() ? POPNORM_F32 : POPNORM_F64;
+  k.where = Placement::begins_at_guard;
+  return k;
+}
+
 popnorm_problem MapCase::problem_of(const Configuration& k, const MapSet& maps) {
   popnorm_problem p = popnorm::problem(k.layout, k.n, k.c, k.s, k.epsilon);
   p.storage = k.storage;

@@ -40,6 +40,8 @@ bool needs_one_slot(const MapSet& m);
 // A map of n samples, and a layer of any type, layout, strides and alignment, small enough to be many.
 popnorm_map random_map(Random& random, std::int64_t n);
 Configuration random_configuration(Random& random);
+// Of packed, aligned tensors, which vectors and packs reach whole: what layers mostly are.
+Configuration random_aligned(Random& random);
 
 struct MapForward {
   std::vector<double> y, saved_mean, saved_invstd, weight, mean, m2;

@@ -73,15 +73,17 @@ void expect_composed(MapCase& fused, MapCase& plain) {
   EXPECT_TRUE(same_bits(b.dshift, q.dshift)) << "dshift";
 }
 
-TEST(Fusions, AreWhatTheirPartsGiveByEveryRoute) {
-  for (int i = 0; i < 150 * effort(); ++i) {
-    Random random("Fusions " + std::to_string(i)), again("Fusions " + std::to_string(i));
-    const Configuration k = random_configuration(random);
-    const MapSet maps = random_fusions(random, k);
+// random_configuration or random_aligned, random_fusions or aligned_fusions.
+template <class Configure, class Choose>
+void expect_parts(const std::string& name, int cases, const Configure& configure, const Choose& choose) {
+  for (int i = 0; i < cases; ++i) {
+    Random random(name + std::to_string(i)), again(name + std::to_string(i));
+    const Configuration k = configure(random);
+    const MapSet maps = choose(random, k);
     SCOPED_TRACE(testing::Message() << "case " << i << ": " << testing::PrintToString(k) << ", " << maps);
     MapCase fused(k, maps, needs_one_slot(maps), random);
-    Configuration wide = random_configuration(again);
-    MapSet bare = random_fusions(again, k);
+    Configuration wide = configure(again);
+    MapSet bare = choose(again, k);
     if (k.storage != POPNORM_F64) wide.storage = POPNORM_F32;
     bare.activation = POPNORM_IDENTITY;
     bare.residual = false;
@@ -93,6 +95,25 @@ TEST(Fusions, AreWhatTheirPartsGiveByEveryRoute) {
     fused.expect_same_by_every_route(f, b, random);
     if (testing::Test::HasFailure()) return;
   }
+}
+
+TEST(Fusions, AreWhatTheirPartsGiveByEveryRoute) {
+  expect_parts("Fusions ", 150 * effort(), random_configuration, random_fusions);
+}
+
+// Signs that are recomputed, of one group or several, in images and rows of whole packs.
+MapSet aligned_fusions(Random& random, const Configuration& k) {
+  MapSet maps;
+  maps.group = random.pick({popnorm_map{POPNORM_WHOLE, 0}, popnorm::contiguous(1 + k.n / 2), popnorm::strided(3)});
+  maps.slot = maps.group;
+  if (!has_f32_sums(k)) maps.statistics = POPNORM_GIVEN;
+  maps.activation = random.pick({POPNORM_RELU, POPNORM_LEAKY_RELU});
+  maps.residual = random.below(4) == 0;
+  return maps;
+}
+
+TEST(Fusions, OfWholePacksAreWhatTheirPartsGive) {
+  expect_parts("Whole packs ", 40 * effort(), random_aligned, aligned_fusions);
 }
 
 // Enough for many tasks, whose rows end within bytes of the mask.
