@@ -26,10 +26,12 @@ void put(popnorm_type storage, double value, std::byte* to) {
 // A period that is prime, so that every channel meets all of it.
 constexpr std::size_t kPeriod = 65537;
 
-popnorm::buffer tensor(popnorm_type storage, std::size_t elements, std::uint32_t seed) {
+}  // namespace
+
+Values::Values(popnorm_type storage, std::size_t elements, std::size_t offset, std::uint32_t seed)
+    : memory_((elements + offset) * size_of(storage), 4096), offset_(offset * size_of(storage)) {
   const std::size_t size = size_of(storage);
-  popnorm::buffer values(elements * size, 4096);
-  auto* const to = static_cast<std::byte*>(values.data());
+  auto* const to = static_cast<std::byte*>(data());
   std::mt19937 engine(seed);
   for (std::size_t i = 0; i < std::min(elements, kPeriod); ++i) {
     const auto bits = static_cast<std::uint32_t>(engine());
@@ -38,10 +40,7 @@ popnorm::buffer tensor(popnorm_type storage, std::size_t elements, std::uint32_t
   }
   for (std::size_t i = kPeriod; i < elements; i += kPeriod)
     std::memcpy(to + i * size, to, std::min(elements - i, kPeriod) * size);
-  return values;
 }
-
-}  // namespace
 
 Library Library::opened(const std::string& path) {
   void* const handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -70,15 +69,15 @@ const std::map<std::string, popnorm_weights> kWeights = {{"none", POPNORM_UNWEIG
 
 std::size_t size_of(popnorm_type storage) { return storage == POPNORM_F64 ? 8 : storage == POPNORM_F32 ? 4 : 2; }
 
-Set::Set(popnorm_type storage, std::size_t elements)
-    : x(tensor(storage, elements, 1)),
-      residual(tensor(storage, elements, 2)),
-      y(tensor(storage, elements, 3)),
-      dy(tensor(storage, elements, 4)),
-      dx(tensor(storage, elements, 5)),
-      dresidual(tensor(storage, elements, 6)) {}
+Set::Set(popnorm_type storage, std::size_t elements, std::size_t offset)
+    : x(storage, elements, offset, 1),
+      residual(storage, elements, offset, 2),
+      y(storage, elements, offset, 3),
+      dy(storage, elements, offset, 4),
+      dx(storage, elements, offset, 5),
+      dresidual(storage, elements, offset, 6) {}
 
-Calls::Calls(const popnorm_problem& problem, const Library& library)
+Calls::Calls(const popnorm_problem& problem, const Library& library, const popnorm_options& options)
     : library_(library),
       problem_(problem),
       plan_(nullptr, library.plan_destroy),
@@ -86,7 +85,7 @@ Calls::Calls(const popnorm_problem& problem, const Library& library)
       variance_(mean_.size(), 1) {
   problem_.statistics = POPNORM_F64;
   popnorm_plan* plan = nullptr;
-  check(library_.plan_create(&problem_, nullptr, &plan));
+  check(library_.plan_create(&problem_, &options, &plan));
   plan_.reset(plan);
   popnorm_plan_info info = POPNORM_PLAN_INFO_INIT;
   check(library_.plan_query(plan, &info));

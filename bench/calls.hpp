@@ -32,10 +32,21 @@ struct Library {
 extern const std::map<std::string, popnorm_type> kStorages;
 std::size_t size_of(popnorm_type storage);
 
-// The tensors of a layer, filled with numbers of either sign between a half and two that every type holds exactly.
+// Elements with numbers of either sign between a half and two that every type holds exactly, `offset` elements behind a page's begin.
+class Values {
+ public:
+  Values(popnorm_type storage, std::size_t elements, std::size_t offset, std::uint32_t seed);
+  void* data() { return static_cast<std::byte*>(memory_.data()) + offset_; }
+
+ private:
+  popnorm::buffer memory_;
+  std::size_t offset_;  // bytes
+};
+
+// The tensors of a layer.
 struct Set {
-  popnorm::buffer x, residual, y, dy, dx, dresidual;
-  Set(popnorm_type storage, std::size_t elements);
+  Values x, residual, y, dy, dx, dresidual;
+  Set(popnorm_type storage, std::size_t elements, std::size_t offset = 0);
 };
 
 // What --weights and names of rows call the kinds.
@@ -45,7 +56,8 @@ extern const std::map<std::string, popnorm_weights> kWeights;
 // lengths are 0 to S.
 class Calls {
  public:
-  explicit Calls(const popnorm_problem& problem, const Library& library = {});
+  explicit Calls(const popnorm_problem& problem, const Library& library = {},
+                 const popnorm_options& options = POPNORM_OPTIONS_INIT);
 
   // backward goes through the reserve of the last forward_training.
   void run(Operation operation, Set& t);

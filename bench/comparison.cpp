@@ -31,7 +31,7 @@ class Table : public benchmark::BenchmarkReporter {
       ratios_.push_back(counter("ratio"));
       faster_ += counter("high") < 1;
       slower_ += counter("low") > 1;
-      std::printf(" %10.3f  %.3f [%.3f, %.3f] ", run.GetAdjustedRealTime(), counter("ratio"), counter("low"),
+      std::printf(" %10.4f  %.3f [%.3f, %.3f] ", run.GetAdjustedRealTime(), counter("ratio"), counter("low"),
                   counter("high"));
       if (run.counters.contains("extra")) std::printf("%8.2f", counter("extra"));
       std::printf("\n");
@@ -63,9 +63,9 @@ void measure(benchmark::State& state, const Compared& row, const Protocol& proto
     return interleave(contenders, 1, protocol);
   });
   const Estimate ratio = paired_ratio(times[1], times[0]);
-  state.counters["ratio"] = ratio.value;
-  state.counters["low"] = ratio.low;
-  state.counters["high"] = ratio.high;
+  state.counters["ratio"] = ratio.value / row.work;
+  state.counters["low"] = ratio.low / row.work;
+  state.counters["high"] = ratio.high / row.work;
   const double extra = row.other ? paired_ratio(times[2], times[1]).value : row.extra;
   if (extra != 0) state.counters["extra"] = extra;
   state.SetIterationTime(median(times[1]) / 1000);

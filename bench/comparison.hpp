@@ -1,4 +1,5 @@
-// Programs that time a call over a reference, row by row: popnorm_maps, popnorm_fusions, popnorm_storage, popnorm_against.
+// Programs that time a call over a reference, row by row: popnorm_maps, popnorm_fusions, popnorm_storage, popnorm_edges,
+// popnorm_against.
 #ifndef POPNORM_BENCH_COMPARISON_HPP
 #define POPNORM_BENCH_COMPARISON_HPP
 
@@ -19,6 +20,7 @@ struct Compared {
   // Another number of the row, if `other` has no function; else the time of `other` over the subject's.
   std::function<void()> other = nullptr;
   double extra = 0;
+  double work = 1;  // the subject's elements over the reference's, by which the ratio is divided
 };
 
 struct ComparedRow {

@@ -127,13 +127,13 @@ std::int64_t box_length(const Problem& p, std::int64_t n, int concurrency) {
 
 Blocking choose_blocking(const Problem& p, const Extent& extent, const Work& work, const Machine& machine,
                          int concurrency, popnorm_schedule schedule, popnorm_stores stores) {
-  const std::int64_t threads = std::max(concurrency, 1);
   const std::int64_t bytes = extent.n * p.c * p.s * size_of(p.storage);
   const std::int64_t positions = std::max<std::int64_t>(extent.n * p.s, 1);
   const std::int64_t line = 64 / size_of(p.storage);
-  const std::int64_t llc = std::min(machine.llc, machine.llc_share * threads);
   Blocking b{};
-  b.parallel = threads > 1 && bytes * work.tensors > kInlineBytes;
+  b.parallel = concurrency > 1 && bytes * work.tensors > kInlineBytes;
+  const std::int64_t threads = b.parallel ? concurrency : 1;  // one is not given tasks that go round among many
+  const std::int64_t llc = std::min(machine.llc, machine.llc_share * threads);
   const bool both = work.reduces && work.applies;
   const bool rows = p.form == Form::rows;
   // The channels whose rows together are whole lines.

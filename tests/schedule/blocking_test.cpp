@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "core/tiling.hpp"
 
@@ -41,6 +42,24 @@ TEST(Blocking, SmallCallsRunOnTheCallingThread) {
   EXPECT_FALSE(choose(problem(Form::columns, 1, 64, 196), 8).parallel);
   EXPECT_TRUE(choose(problem(Form::rows, 50, 64, 3136), 8).parallel);
   EXPECT_FALSE(choose(problem(Form::rows, 50, 64, 3136), 1).parallel);
+}
+
+// Nor are they cut as if they did not: each task and each box has a price.
+TEST(Blocking, SmallCallsAreOnePieceForAnyThreads) {
+  for (const Form form : {Form::rows, Form::columns})
+    for (const Work& work : {kForward, kInference}) {
+      const Problem p = problem(form, 1, 64, 256);
+      const Extent pieces = extent(p, 2);
+      ASSERT_GT(pieces.boxes, 1);
+      const Blocking b = choose(p, 2, work);
+      if (b.slabs) {
+        EXPECT_EQ(b.slabs_per_task, divide_up(p.c, b.channels));
+        continue;
+      }
+      EXPECT_EQ(b.units, pieces.units);
+      EXPECT_EQ(b.boxes, pieces.boxes);
+      EXPECT_EQ(std::pair(b.channels, b.box_channels), std::pair(p.c, p.c));
+    }
 }
 
 TEST(Blocking, ChannelsFirstGetsSlabsThatFitTheSecondLevelCache) {
