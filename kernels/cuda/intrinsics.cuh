@@ -177,12 +177,14 @@ __device__ __forceinline__ void wait_for_copies([[maybe_unused]] int kept) {
 }
 
 __device__ __forceinline__ void atomic_or(unsigned* to, unsigned bits) { atomicOr(to, bits); }
-// Of a byte that some threads read while another writes it. Whether it was there already is known only behind a barrier or launch.
-__device__ __forceinline__ std::int8_t load_relaxed(const std::int8_t* from) {
-  return *static_cast<const volatile std::int8_t*>(from);
+// Of a number that some threads read while another writes it. Whether it was there already is known only behind a barrier or launch.
+template <class T>
+__device__ __forceinline__ T load_relaxed(const T* from) {
+  return *static_cast<const volatile T*>(from);
 }
-__device__ __forceinline__ void store_relaxed(std::int8_t* to, std::int8_t value) {
-  *static_cast<volatile std::int8_t*>(to) = value;
+template <class T>
+__device__ __forceinline__ void store_relaxed(T* to, T value) {
+  *static_cast<volatile T*>(to) = value;
 }
 
 // Between f16 and float by one instruction; the bits are those of kernels/storage.hpp.
@@ -269,8 +271,14 @@ inline float widen_f16(F16 value) { return to_float(value); }
 inline F16 narrow_f16(float value) { return to_f16(value); }
 inline Bf16 narrow_bf16(float value) { return to_bf16(value); }
 inline void atomic_or(unsigned* to, unsigned bits) { __atomic_fetch_or(to, bits, __ATOMIC_RELAXED); }
-inline std::int8_t load_relaxed(const std::int8_t* from) { return __atomic_load_n(from, __ATOMIC_RELAXED); }
-inline void store_relaxed(std::int8_t* to, std::int8_t value) { __atomic_store_n(to, value, __ATOMIC_RELAXED); }
+template <class T>
+T load_relaxed(const T* from) {
+  return __atomic_load_n(from, __ATOMIC_RELAXED);
+}
+template <class T>
+void store_relaxed(T* to, T value) {
+  __atomic_store_n(to, value, __ATOMIC_RELAXED);
+}
 
 #endif
 

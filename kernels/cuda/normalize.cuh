@@ -77,8 +77,9 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kAccess, sizeof(T), kFuse
     auto* const header = reinterpret_cast<ReserveHeader*>(args.source.reserve);
     if (header != nullptr && args.fusion.mask.first != nullptr && blockIdx.x == 0 && blockIdx.y == 0 &&
         Columns::thread() == 0) {
-      header->mask_shape = args.source.mask_shape;  // the CPU's, if that finalized
-      store_relaxed(&header->masked, 1);            // others of this launch have read it, for nothing
+      // The shape is the CPU's, if that finalized. Others of this launch have read both, for nothing.
+      store_relaxed(&header->mask_shape, args.source.mask_shape);
+      store_relaxed(&header->masked, std::int8_t{1});
     }
   }
 }

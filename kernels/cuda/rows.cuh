@@ -67,9 +67,9 @@ struct RowSource {
   __device__ __forceinline__ unsigned known() const {
     if (reserve == nullptr) return statistics == POPNORM_GIVEN ? kGiven : 0;
     const auto* const header = reinterpret_cast<const ReserveHeader*>(reserve);
-    const std::int8_t masked = kMasks ? load_relaxed(&header->masked) : header->masked;
+    const auto read = [](const auto& field) { return kMasks ? load_relaxed(&field) : field; };
     return (static_cast<popnorm_statistics>(header->statistics) == POPNORM_GIVEN ? kGiven : 0) |
-           (masked != 0 && (kMasks || header->mask_shape == mask_shape) ? kMasked : 0);
+           (read(header->masked) != 0 && read(header->mask_shape) == mask_shape ? kMasked : 0);
   }
   __device__ __forceinline__ Rows<A> rows(unsigned known) const {
     const bool given = (known & kGiven) != 0;
