@@ -129,7 +129,7 @@ TEST_P(Grid, AgreesWithTheOracle) {
   Configuration base;
   base.layout = layout;
   base.storage = storage;
-  base.parameters = base.statistics = storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32;
+  base.parameters = base.statistics = arithmetic_type(storage);
   base.n = shape.n;
   base.c = shape.c;
   base.s = shape.s;

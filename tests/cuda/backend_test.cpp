@@ -37,7 +37,7 @@ TEST_P(CudaOrder, OfThreadsAndBlocksChangesNoBit) {
   for (const Shape& shape : {Shape{3, 5, 7}, Shape{40, 3, 130}, Shape{2, 2, 9000}, Shape{5000, 33, 1}}) {
     Configuration k;
     std::tie(k.layout, k.storage) = GetParam();
-    k.parameters = k.statistics = k.storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32;
+    k.parameters = k.statistics = arithmetic_type(k.storage);
     k.n = shape.n;
     k.c = shape.c;
     k.s = shape.s;

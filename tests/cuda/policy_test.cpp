@@ -76,7 +76,7 @@ TEST_P(CudaPolicies, HaveThePlainPathsBits) {
       if (group.kind != POPNORM_WHOLE && shape.n > 50) continue;
       Configuration k;
       std::tie(k.layout, k.storage) = GetParam();
-      k.parameters = k.statistics = k.storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32;
+      k.parameters = k.statistics = arithmetic_type(k.storage);
       k.n = shape.n;
       k.c = shape.c;
       k.s = shape.s;

@@ -115,7 +115,7 @@ TEST_P(HardContents, KeepsEveryPromise) {
     Configuration k;
     k.layout = layout;
     k.storage = storage;
-    k.parameters = k.statistics = storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32;
+    k.parameters = k.statistics = arithmetic_type(storage);
     k.n = shape.n;
     k.c = shape.c;
     k.s = shape.s;
@@ -156,7 +156,7 @@ class PeriodicContents : public ::testing::TestWithParam<std::tuple<popnorm_layo
 TEST_P(PeriodicContents, KeepEveryPromise) {
   Configuration k;
   std::tie(k.layout, k.storage) = GetParam();
-  k.parameters = k.statistics = k.storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32;
+  k.parameters = k.statistics = arithmetic_type(k.storage);
   k.n = 2;
   k.c = 256;  // which error the roundings add up to is a channel's luck
   k.s = 512;

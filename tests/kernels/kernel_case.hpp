@@ -93,7 +93,7 @@ class KernelCase : public testing::TestWithParam<Case> {
   }
 
   popnorm_type type() const { return type_of(c_.storage); }
-  popnorm_type arithmetic() const { return type() == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32; }
+  popnorm_type arithmetic() const { return arithmetic_type(type()); }
   Array tensor() const { return Array(type(), all_ * c_.positions * c_.channels, Placement::ends_at_guard); }
   Array doubles() const { return Array(POPNORM_F64, c_.channels, Placement::ends_at_guard); }
   Block block() const { return {c_.samples, c_.positions, c_.channels, c_.scattered ? index_.data() : nullptr}; }

@@ -1,11 +1,13 @@
 // What must hold between two calls, whatever the numbers: scaling, shifting, reordering and relaying a batch.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
+#include <utility>
 
-#include "support/layer.hpp"
+#include "maps/case.hpp"
 
 namespace popnorm_test {
 namespace {
@@ -21,7 +23,8 @@ constexpr Shape kShapes[] = {{5, 6, 700}, {40, 19, 49}, {300, 33, 1}};
 Configuration configuration_of(popnorm_layout layout, popnorm_type storage, const Shape& shape) {
   Configuration k;
   k.layout = layout;
-  k.storage = k.parameters = k.statistics = storage;
+  k.storage = storage;
+  k.parameters = k.statistics = arithmetic_type(storage);
   k.n = shape.n;
   k.c = shape.c;
   k.s = shape.s;
@@ -33,11 +36,47 @@ Values times(Values values, double factor) {
   return values;
 }
 
-// Draws the same normal numbers for the same seed, and hands them to `change`.
+// Draws the same numbers for the same seed.
 Content changed(const Content& original, double factor) {
   return [=](Random& random, std::int64_t channel, std::int64_t count) {
     return times(original(random, channel, count), factor);
   };
+}
+
+Values on_grid(Values values, double step) {
+  for (double& v : values) v = std::nearbyint(v / step) * step;
+  return values;
+}
+
+// Numbers that the type holds times small powers of two as well: f16 has subnormal ones from 2^-14 on, so that its lie on a grid.
+Values scalable(popnorm_type type, Values values) {
+  return type == POPNORM_F16 ? on_grid(std::move(values), 0x1p-10) : values;
+}
+
+Content scalable(popnorm_type type, const Content& original) {
+  return [=](Random& random, std::int64_t channel, std::int64_t count) {
+    return scalable(type, original(random, channel, count));
+  };
+}
+
+// Powers of two by which x can be multiplied without leaving the type.
+std::vector<double> factors_of(popnorm_type type) {
+  if (type == POPNORM_F16) return {0x1p-1, 0x1p3};
+  return {0x1p-20, 0x1p-1, 0x1p3, 0x1p20};
+}
+
+// `b` is `a` times a power of two, to the bit. Where f16 rounds one of them to a multiple of 2^-24, and the other as finely or, in
+// proportion, no worse, they are off by half of that each.
+::testing::AssertionResult scaled(popnorm_type type, const Values& b, const Values& a, double factor) {
+  if (type != POPNORM_F16) return same_bits(b, times(a, factor));
+  if (a.size() != b.size()) return ::testing::AssertionFailure() << a.size() << " and " << b.size() << " elements";
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const bool may_be_subnormal = std::min(std::fabs(a[i]), std::fabs(b[i])) <= 0x1p-14;
+    const double bound = may_be_subnormal ? 0x1p-24 * std::max(1.0, factor) : 0;
+    if (!(std::fabs(b[i] - a[i] * factor) <= bound) && !(std::isnan(a[i]) && std::isnan(b[i])))
+      return ::testing::AssertionFailure() << "element " << i << " is " << b[i] << ", not " << a[i] << " * " << factor;
+  }
+  return ::testing::AssertionSuccess();
 }
 
 // Every |a - b| within the sum of the two bounds.
@@ -68,28 +107,29 @@ class Equivariance : public ::testing::TestWithParam<std::tuple<popnorm_layout, 
 // bit.
 TEST_P(Equivariance, ScalingXByPowersOfTwoIsExact) {
   for_each_layer([](const Configuration& k, const Route& route) {
+    Contents contents;
+    contents.x = scalable(k.storage, contents.x);
     Random random("scale");
-    const Layer original(k, random);
+    const Layer original(k, random, contents);
     Runner of_original(original, route);
     const Forward f = of_original.forward(POPNORM_BATCH);
     const Backward b = of_original.backward();
-    for (const int exponent : {-20, -1, 3, 20}) {
-      SCOPED_TRACE(exponent);
-      const double factor = std::ldexp(1, exponent);
+    for (const double factor : factors_of(k.storage)) {
+      SCOPED_TRACE(factor);
       Configuration scaled_k = k;
       scaled_k.epsilon = k.epsilon * factor * factor;
-      Contents contents;
-      contents.x = changed(ordinary(), factor);
+      Contents scaled_contents;
+      scaled_contents.x = changed(contents.x, factor);
       Random same("scale");
-      const Layer scaled(scaled_k, same, contents);
-      Runner of_scaled(scaled, route);
+      const Layer layer(scaled_k, same, scaled_contents);
+      Runner of_scaled(layer, route);
       const Forward g = of_scaled.forward(POPNORM_BATCH);
       const Backward d = of_scaled.backward();
       EXPECT_TRUE(same_bits(g.y, f.y)) << "y";
       EXPECT_TRUE(same_bits(g.mean, times(f.mean, factor))) << "mean";
       EXPECT_TRUE(same_bits(g.m2, times(f.m2, factor * factor))) << "m2";
       EXPECT_TRUE(same_bits(g.saved_invstd, times(f.saved_invstd, 1 / factor))) << "invstd";
-      EXPECT_TRUE(same_bits(d.dx, times(b.dx, 1 / factor))) << "dx";
+      EXPECT_TRUE(scaled(k.storage, d.dx, b.dx, 1 / factor)) << "dx";
       EXPECT_TRUE(same_bits(d.dscale, b.dscale)) << "dscale";
       EXPECT_TRUE(same_bits(d.dshift, b.dshift)) << "dshift";
     }
@@ -99,54 +139,69 @@ TEST_P(Equivariance, ScalingXByPowersOfTwoIsExact) {
 // scale and shift by 2^k: y and dx by 2^k. dy by 2^k: all gradients by 2^k.
 TEST_P(Equivariance, ScalingParametersAndGradientsIsExact) {
   for_each_layer([](const Configuration& k, const Route& route) {
+    Contents contents;
+    contents.dy = scalable(k.storage, contents.dy);
     Random random("parameters");
-    const Layer original(k, random);
+    const Layer original(k, random, contents);
     Runner of_original(original, route);
     const Forward f = of_original.forward(POPNORM_BATCH);
     const Backward b = of_original.backward();
     const double factor = 0x1p7;
-    Contents contents;
-    contents.scale = changed(contents.scale, factor);
-    contents.shift = changed(contents.shift, factor);
+    Contents large = contents;
+    large.scale = changed(contents.scale, factor);
+    large.shift = changed(contents.shift, factor);
     Random same("parameters");
-    const Layer scaled(k, same, contents);
-    Runner of_scaled(scaled, route);
-    EXPECT_TRUE(same_bits(of_scaled.forward(POPNORM_BATCH).y, times(f.y, factor)));
-    EXPECT_TRUE(same_bits(of_scaled.backward().dx, times(b.dx, factor)));
+    const Layer larger(k, same, large);
+    Runner of_larger(larger, route);
+    EXPECT_TRUE(scaled(k.storage, of_larger.forward(POPNORM_BATCH).y, f.y, factor));
+    EXPECT_TRUE(scaled(k.storage, of_larger.backward().dx, b.dx, factor));
 
-    Contents steep;
-    steep.dy = changed(steep.dy, factor);
+    Contents steep = contents;
+    steep.dy = changed(contents.dy, factor);
     Random again("parameters");
     const Layer steeper(k, again, steep);
     Runner of_steeper(steeper, route);
     of_steeper.forward(POPNORM_BATCH);
     const Backward d = of_steeper.backward();
-    EXPECT_TRUE(same_bits(d.dx, times(b.dx, factor)));
+    EXPECT_TRUE(scaled(k.storage, d.dx, b.dx, factor));
     EXPECT_TRUE(same_bits(d.dscale, times(b.dscale, factor)));
     EXPECT_TRUE(same_bits(d.dshift, times(b.dshift, factor)));
   });
 }
 
+// Multiples of `step` below 8 that the type holds when one of `shifts` is added.
+struct Grid {
+  double step;
+  Values shifts;
+};
+
+Grid grid_of(popnorm_type type) {
+  if (type == POPNORM_BF16) return {0x1p-2, {1, -16, 40}};
+  if (type == POPNORM_F16) return {0x1p-4, {1, -64, 100}};
+  return {0x1p-8, {1, -64, 4096}};
+}
+
 // Adding a constant changes the mean by it and nothing else. The numbers lie on a grid on which the addition is exact.
 TEST_P(Equivariance, ShiftingXShiftsTheMean) {
   for_each_layer([](const Configuration& k, const Route& route) {
-    const auto on_grid = [](double shift) {
-      return [=](Random& random, std::int64_t, std::int64_t count) {
-        Values values(static_cast<std::size_t>(count));
-        for (double& v : values) v = std::nearbyint(random.normal() * 256) / 256 + shift;
+    const Grid grid = grid_of(k.storage);
+    const auto shifted_by = [&grid](double shift) {
+      return [=](Random& random, std::int64_t channel, std::int64_t count) {
+        Values values = on_grid(normal(0, 1)(random, channel, count), grid.step);
+        for (double& v : values) v = std::clamp(v, -8.0, 8.0) + shift;
         return values;
       };
     };
     Contents contents, shifted_contents;
-    contents.x = on_grid(0);
+    contents.x = shifted_by(0);
     Random random("shift");
     const Layer original(k, random, contents);
     Runner of_original(original, route);
     const Forward f = of_original.forward(POPNORM_BATCH);
     const Backward b = of_original.backward();
-    for (const double shift : {1.0, -64.0, 4096.0}) {
+    for (const double shift : grid.shifts) {
       SCOPED_TRACE(shift);
-      shifted_contents.x = on_grid(shift);
+      shifted_contents.x = shifted_by(shift);
       Random same("shift");
       const Layer shifted(k, same, shifted_contents);
       Runner of_shifted(shifted, route);
@@ -203,11 +258,111 @@ TEST_P(Equivariance, ReorderingElementsReordersResults) {
 
 INSTANTIATE_TEST_SUITE_P(Layers, Equivariance,
                          ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
-                                            ::testing::Values(POPNORM_F32, POPNORM_F64)));
+                                            ::testing::ValuesIn(kStorageTypes)));
+
+// What follows normalization is homogeneous too: with a residual and an activation, groups, weights and every source of
+// statistics.
+class ScaledCase {
+ public:
+  explicit ScaledCase(const std::string& stream) : stream_(stream) {
+    Random random(stream);
+    k_ = random_configuration(random);
+    maps_ = random_maps(random, k_.n);
+    maps_.activation = random.pick({POPNORM_RELU, POPNORM_LEAKY_RELU, POPNORM_IDENTITY});
+    maps_.slope = random.pick({0.01, -0.5, 2.0});
+    maps_.residual = maps_.activation == POPNORM_IDENTITY || random.coin();
+  }
+
+  struct Factors {
+    double x = 1, parameters = 1, dy = 1;
+  };
+  struct Results {
+    MapForward forward;
+    MapBackward backward;
+  };
+  Results run(const Factors& by, const Route& route) const {
+    Configuration k = k_;
+    k.epsilon *= by.x * by.x;
+    Random random(stream_ + " contents");
+    MapCase c(k, maps_, needs_one_slot(maps_), random);
+    const auto multiply = [](Array& array, double factor) {
+      array.buffer().make_writable();
+      array.assign(times(array.values(), factor));
+    };
+    multiply(c.given_mean, by.x);
+    multiply(c.given_variance, by.x * by.x);
+    multiply(c.scale, by.parameters);
+    multiply(c.shift, by.parameters);
+    if (maps_.residual) {
+      c.residual.buffer().make_writable();
+      c.residual.assign_by_channel(times(scalable(k.storage, c.residual_values), by.parameters));
+    }
+    c.take(times(scalable(k.storage, c.x_values), by.x), times(scalable(k.storage, c.dy_values), by.dy));
+    Results results;
+    results.forward = c.forward(route);
+    results.backward = c.backward(route);
+    return results;
+  }
+
+  popnorm_type storage() const { return k_.storage; }
+  friend std::ostream& operator<<(std::ostream& out, const ScaledCase& c) { return out << c.k_ << ", " << c.maps_; }
+
+ private:
+  std::string stream_;
+  Configuration k_;
+  MapSet maps_;
+};
+
+// Calls compare(case, route) for many, each on one tier.
+template <class Compare>
+void for_each_scaled_case(const std::string& name, const Compare& compare) {
+  const std::vector<const char*> tiers = runnable_tiers();
+  for (int i = 0; i < (on_cuda() ? 25 : 100) * effort(); ++i) {
+    const ScaledCase c(name + std::to_string(i));
+    const Route route{.isa = tiers[static_cast<std::size_t>(i) % tiers.size()]};
+    SCOPED_TRACE(testing::Message() << "case " << i << ": " << c << ", " << route);
+    compare(c, route);
+    if (testing::Test::HasFailure()) return;
+  }
+}
+
+TEST(FusedEquivariance, ScalingXByPowersOfTwoIsExact) {
+  for_each_scaled_case("FusedEquivariance x ", [](const ScaledCase& c, const Route& route) {
+    const auto [f, b] = c.run({}, route);
+    for (const double factor : factors_of(c.storage())) {
+      SCOPED_TRACE(factor);
+      const auto [g, d] = c.run({.x = factor}, route);
+      EXPECT_TRUE(same_bits(g.y, f.y)) << "y";
+      EXPECT_TRUE(same_bits(g.mean, times(f.mean, factor))) << "mean";
+      EXPECT_TRUE(same_bits(g.m2, times(f.m2, factor * factor))) << "m2";
+      EXPECT_TRUE(scaled(c.storage(), d.dx, b.dx, 1 / factor)) << "dx";
+      EXPECT_TRUE(same_bits(d.dresidual, b.dresidual)) << "dresidual";
+      EXPECT_TRUE(same_bits(d.dscale, b.dscale)) << "dscale";
+      EXPECT_TRUE(same_bits(d.dshift, b.dshift)) << "dshift";
+    }
+  });
+}
+
+TEST(FusedEquivariance, ScalingParametersAndGradientsIsExact) {
+  for_each_scaled_case("FusedEquivariance parameters ", [](const ScaledCase& c, const Route& route) {
+    const double factor = 0x1p7;
+    const auto [f, b] = c.run({}, route);
+    const auto [g, d] = c.run({.parameters = factor}, route);
+    EXPECT_TRUE(scaled(c.storage(), g.y, f.y, factor)) << "y";
+    EXPECT_TRUE(scaled(c.storage(), d.dx, b.dx, factor)) << "dx";
+    EXPECT_TRUE(same_bits(d.dresidual, b.dresidual)) << "dresidual";
+    EXPECT_TRUE(same_bits(d.dscale, b.dscale)) << "dscale";
+    const MapBackward steep = c.run({.dy = factor}, route).backward;
+    EXPECT_TRUE(scaled(c.storage(), steep.dx, b.dx, factor)) << "dx";
+    EXPECT_TRUE(scaled(c.storage(), steep.dresidual, b.dresidual, factor)) << "dresidual";
+    EXPECT_TRUE(same_bits(steep.dscale, times(b.dscale, factor))) << "dscale";
+    EXPECT_TRUE(same_bits(steep.dshift, times(b.dshift, factor))) << "dshift";
+  });
+}
 
 // The two layouts sum in another order and agree within their bounds.
 TEST(Layouts, AgreeWithinBounds) {
-  for (const popnorm_type storage : {POPNORM_F32, POPNORM_F64}) {
+  for (const popnorm_type storage : kStorageTypes) {
     for (const Shape& shape : kShapes) {
       Random random("layouts"), same("layouts");
       const Layer first(configuration_of(POPNORM_NCHW, storage, shape), random);

@@ -50,19 +50,25 @@ Content delicate(double subnormal) {
 struct Everything {
   Forward forward;
   Backward backward;
-  std::vector<double> running_mean, running_variance;
+  std::vector<double> dresidual, running_mean, running_variance;
 };
 
-// In the given state on the calling thread, and only during the library's calls.
-Everything run(const Layer& layer, const Route& route, unsigned state) {
+// In the given state on the calling thread, and only during the library's calls. `fused`: with a residual, of dy's numbers, and an
+// activation.
+Everything run(const Layer& layer, const Route& route, unsigned state, bool fused) {
   const Configuration& k = layer.configuration();
-  const popnorm_problem problem = layer.problem();
+  popnorm_problem problem = layer.problem();
+  if (fused) {
+    problem.activation = POPNORM_LEAKY_RELU;
+    problem.adds_residual = 1;
+  }
   popnorm_options options = POPNORM_OPTIONS_INIT;
   options.isa = route.isa;
   options.executor = route.executor;
   const popnorm::plan plan(problem, options);
   popnorm::buffer workspace = plan.make_workspace(), reserve = plan.make_reserve();
-  Tensor y(layer.x.shape(), k.storage, k.where), dx(layer.x.shape(), k.storage, k.where);
+  Tensor y(layer.x.shape(), k.storage, k.where), dx(layer.x.shape(), k.storage, k.where),
+      dresidual(layer.x.shape(), k.storage, k.where);
   Array running_mean(k.statistics, k.c, k.where), running_variance(k.statistics, k.c, k.where);
   running_mean.assign(std::vector<double>(static_cast<std::size_t>(k.c), 0.1));
   running_variance.assign(std::vector<double>(static_cast<std::size_t>(k.c), 0.7));
@@ -72,6 +78,7 @@ Everything run(const Layer& layer, const Route& route, unsigned state) {
   forward.y = y.data();
   forward.scale = layer.scale.data();
   forward.shift = layer.shift.data();
+  if (fused) forward.residual = layer.dy.data();
   forward.update.running_mean = running_mean.data();
   forward.update.running_variance = running_variance.data();
   popnorm_backward_args backward = popnorm::backward_args(workspace, reserve);
@@ -80,6 +87,7 @@ Everything run(const Layer& layer, const Route& route, unsigned state) {
   backward.dx = dx.data();
   backward.dscale = dscale.data();
   backward.dshift = dshift.data();
+  if (fused) backward.dresidual = dresidual.data();
   popnorm_status forward_status, backward_status;
   unsigned after_forward, after_backward;
   {
@@ -97,6 +105,7 @@ Everything run(const Layer& layer, const Route& route, unsigned state) {
   Everything result;
   result.forward.y = y.by_channel();
   result.backward = {dx.by_channel(), dscale.values(), dshift.values()};
+  result.dresidual = dresidual.by_channel();
   result.running_mean = running_mean.values();
   result.running_variance = running_variance.values();
   return result;
@@ -107,24 +116,27 @@ void expect_same(const Everything& a, const Everything& b) {
   EXPECT_TRUE(same_bits(a.backward.dx, b.backward.dx)) << "dx";
   EXPECT_TRUE(same_bits(a.backward.dscale, b.backward.dscale)) << "dscale";
   EXPECT_TRUE(same_bits(a.backward.dshift, b.backward.dshift)) << "dshift";
+  EXPECT_TRUE(same_bits(a.dresidual, b.dresidual)) << "dresidual";
   EXPECT_TRUE(same_bits(a.running_mean, b.running_mean)) << "running_mean";
   EXPECT_TRUE(same_bits(a.running_variance, b.running_variance)) << "running_variance";
 }
 
-class FloatEnvironment : public ::testing::TestWithParam<std::tuple<popnorm_layout, popnorm_type>> {
+class FloatEnvironment : public ::testing::TestWithParam<std::tuple<popnorm_layout, popnorm_type, bool>> {
  protected:
+  static bool fused() { return std::get<2>(GetParam()); }
   static Layer layer() {
-    const auto& [layout, storage] = GetParam();
+    const auto& [layout, storage, with_fusions] = GetParam();
     Configuration k;
     k.layout = layout;
-    k.storage = k.parameters = k.statistics = storage;
+    k.storage = storage;
+    k.parameters = k.statistics = arithmetic_type(storage);
     k.n = 8;
     k.c = 9;
-    k.s = 3000;
+    k.s = 1100;
     k.epsilon = 1e-30;
     Random random("FloatEnvironment");
     Contents contents;
-    contents.x = delicate(storage == POPNORM_F64 ? 1e-309 : 1e-39);
+    contents.x = delicate(storage == POPNORM_F64 ? 1e-309 : storage == POPNORM_F16 ? 1e-6 : 1e-39);
     contents.shift = constant(0);  // or it would hide what is left of subnormal numbers
     return {k, random, contents};
   }
@@ -134,26 +146,26 @@ TEST_P(FloatEnvironment, OfTheCallerDoesNotMatter) {
   const Layer tested = layer();
   for (const char* isa : runnable_tiers()) {
     SCOPED_TRACE(isa);
-    const Everything expected = run(tested, {.isa = isa}, kMaskAll);
+    const Everything expected = run(tested, {.isa = isa}, kMaskAll, fused());
     for (const unsigned state : kStates) {
       SCOPED_TRACE(state);
-      expect_same(run(tested, {.isa = isa}, state), expected);
+      expect_same(run(tested, {.isa = isa}, state, fused()), expected);
     }
   }
 }
 
 TEST_P(FloatEnvironment, OfTheExecutorsThreadsDoesNotMatter) {
   const Layer tested = layer();
-  const Everything expected = run(tested, {}, kMaskAll);
+  const Everything expected = run(tested, {}, kMaskAll, fused());
   ShuffledExecutor spoiled(3, [] { _mm_setcsr(kMaskAll | kFlushToZero | kDenormalsAreZero | kUp); });
   const popnorm_executor executor = spoiled.interface();
-  expect_same(run(tested, {.executor = &executor}, kMaskAll), expected);
+  expect_same(run(tested, {.executor = &executor}, kMaskAll, fused()), expected);
   EXPECT_GE(spoiled.most_threads(), 2) << "nothing was run on the spoiled threads";
 }
 
 INSTANTIATE_TEST_SUITE_P(Layers, FloatEnvironment,
                          ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
-                                            ::testing::Values(POPNORM_F32, POPNORM_F64)));
+                                            ::testing::ValuesIn(kStorageTypes), ::testing::Bool()));
 
 // Population arithmetic and combine run in the caller's thread: they too round to nearest.
 TEST(FloatEnvironmentOfStages, DoesNotMatter) {

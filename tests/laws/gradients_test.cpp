@@ -2,7 +2,9 @@
 // normalization removes.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "support/layer.hpp"
 
@@ -20,7 +22,8 @@ TEST_P(GradientLaws, OrthogonalToWhatNormalizationRemoves) {
   const auto& [layout, storage, epsilon] = GetParam();
   Configuration k;
   k.layout = layout;
-  k.storage = k.parameters = k.statistics = storage;
+  k.storage = storage;
+  k.parameters = k.statistics = arithmetic_type(storage);
   k.n = 30;
   k.c = 11;
   k.s = 81;
@@ -55,95 +58,105 @@ TEST_P(GradientLaws, OrthogonalToWhatNormalizationRemoves) {
 
 INSTANTIATE_TEST_SUITE_P(Layers, GradientLaws,
                          ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
-                                            ::testing::Values(POPNORM_F32, POPNORM_F64),
-                                            ::testing::Values(0.0, 1e-5, 0.5)));
+                                            ::testing::ValuesIn(kStorageTypes), ::testing::Values(0.0, 1e-5, 0.5)));
 
-// dx, dscale and dshift are the derivatives of sum(dy*y), by central differences of the library's own forward in f64.
-class FiniteDifferences : public ::testing::TestWithParam<std::tuple<popnorm_layout, popnorm_statistics>> {
+// dx, dscale, dshift and dresidual are the derivatives of sum(dy*y), by central differences of the library's own forward in f64.
+class FiniteDifferences
+    : public ::testing::TestWithParam<std::tuple<popnorm_layout, popnorm_statistics, popnorm_activation, bool>> {
  protected:
   static constexpr std::int64_t kN = 3, kC = 4, kS = 7;
+  static constexpr double kStep = 1e-5;
+
+  FiniteDifferences() {
+    std::tie(problem_.layout, source_.statistics, std::ignore, std::ignore) = GetParam();
+    if (source_.statistics == POPNORM_GIVEN) {
+      source_.mean = mean_.data();
+      source_.variance = variance_.data();
+    }
+    problem_.storage = POPNORM_F64;
+    problem_.adds_residual = std::get<3>(GetParam()) ? 1 : 0;
+    // An activation has a kink at 0, where z before it must not be: a step moves z by less than a hundred steps here.
+    Values z;
+    do {
+      for (Values* values : {&x_, &dy_, &scale_, &shift_, &residual_})
+        for (double& v : *values) v = random_.normal();
+      z = y();
+    } while (std::any_of(z.begin(), z.end(), [](double v) { return std::fabs(v) < 100 * kStep; }));
+    problem_.activation = std::get<2>(GetParam());
+    problem_.slope = 0.25;
+  }
+
+  // Of a call in training if there is a reserve.
+  Values y(popnorm::buffer* reserve = nullptr) const {
+    const popnorm::plan plan(problem_);
+    popnorm::buffer space = plan.make_workspace();
+    if (reserve != nullptr) *reserve = plan.make_reserve();
+    popnorm_forward_args args =
+        reserve != nullptr ? popnorm::forward_args(space, *reserve) : popnorm::forward_args(space);
+    Values result(x_.size());
+    args.x = x_.data();
+    args.y = result.data();
+    args.scale = scale_.data();
+    args.shift = shift_.data();
+    args.source = source_;
+    if (problem_.adds_residual == 1) args.residual = residual_.data();
+    plan.forward(args);
+    return result;
+  }
 
   // sum(dy*y).
-  double objective(const Values& x, const Values& scale, const Values& shift, const Values& dy) const {
-    popnorm::buffer space = plan_.make_workspace();
-    popnorm_forward_args args = popnorm::forward_args(space);
-    Values y(x.size());
-    args.x = x.data();
-    args.y = y.data();
-    args.scale = scale.data();
-    args.shift = shift.data();
-    args.source.statistics = std::get<1>(GetParam());
-    if (args.source.statistics == POPNORM_GIVEN) {
-      args.source.mean = mean_.data();
-      args.source.variance = variance_.data();
-    }
-    plan_.forward(args);
+  double objective() const {
+    const Values values = y();
     Real sum = 0;
-    for (std::size_t i = 0; i < y.size(); ++i) sum += static_cast<Real>(dy[i]) * y[i];
+    for (std::size_t i = 0; i < values.size(); ++i) sum += static_cast<Real>(dy_[i]) * values[i];
     return static_cast<double>(sum);
   }
 
-  static popnorm_problem problem() {
-    popnorm_problem p = popnorm::problem(std::get<0>(GetParam()), kN, kC, kS, 0.1);
-    p.storage = POPNORM_F64;
-    return p;
+  void expect_derivatives(Values& argument, const Values& gradient, const char* what) const {
+    for (std::size_t i = 0; i < argument.size(); ++i) {
+      const double before = argument[i];
+      argument[i] = before + kStep;
+      const double above = objective();
+      argument[i] = before - kStep;
+      const double below = objective();
+      argument[i] = before;
+      EXPECT_NEAR(gradient[i], (above - below) / (2 * kStep), 1e-8) << what << '[' << i << ']';
+    }
   }
 
-  const popnorm::plan plan_{problem()};
+  popnorm_problem problem_ = popnorm::problem(POPNORM_NCHW, kN, kC, kS, 0.1);
+  popnorm_source source_ = POPNORM_SOURCE_INIT;
   const Values mean_ = {0.1, -0.2, 0.3, 0.4}, variance_ = {1, 2, 0.5, 0.25};
+  Random random_{"FiniteDifferences"};
+  Values x_ = Values(kN * kC * kS), dy_ = x_, residual_ = x_, scale_ = Values(kC), shift_ = scale_;
 };
 
 TEST_P(FiniteDifferences, AreTheGradient) {
-  Random random("FiniteDifferences");
-  const auto drawn = [&](std::int64_t count) {
-    Values values(static_cast<std::size_t>(count));
-    for (double& v : values) v = random.normal();
-    return values;
-  };
-  Values x = drawn(kN * kC * kS), dy = drawn(kN * kC * kS), scale = drawn(kC), shift = drawn(kC);
-  Values dx(x.size()), dscale(scale.size()), dshift(shift.size());
-
-  popnorm::buffer space = plan_.make_workspace(), reserve = plan_.make_reserve();
-  Values y(x.size());
-  popnorm_forward_args forward = popnorm::forward_args(space, reserve);
-  forward.x = x.data();
-  forward.y = y.data();
-  forward.scale = scale.data();
-  forward.shift = shift.data();
-  forward.source.statistics = std::get<1>(GetParam());
-  if (forward.source.statistics == POPNORM_GIVEN) {
-    forward.source.mean = mean_.data();
-    forward.source.variance = variance_.data();
-  }
-  plan_.forward(forward);
+  popnorm::buffer reserve;
+  (void)y(&reserve);
+  const popnorm::plan plan(problem_);
+  popnorm::buffer space = plan.make_workspace();
+  Values dx(x_.size()), dresidual(x_.size()), dscale(kC), dshift(kC);
   popnorm_backward_args backward = popnorm::backward_args(space, reserve);
-  backward.x = x.data();
-  backward.dy = dy.data();
+  backward.x = x_.data();
+  backward.dy = dy_.data();
   backward.dx = dx.data();
   backward.dscale = dscale.data();
   backward.dshift = dshift.data();
-  plan_.backward(backward);
+  if (problem_.adds_residual == 1) backward.dresidual = dresidual.data();
+  plan.backward(backward);
 
-  const auto expect_derivatives = [&](Values& argument, const Values& gradient, const char* what) {
-    constexpr double step = 1e-5;
-    for (std::size_t i = 0; i < argument.size(); ++i) {
-      const double before = argument[i];
-      argument[i] = before + step;
-      const double above = objective(x, scale, shift, dy);
-      argument[i] = before - step;
-      const double below = objective(x, scale, shift, dy);
-      argument[i] = before;
-      EXPECT_NEAR(gradient[i], (above - below) / (2 * step), 1e-8) << what << '[' << i << ']';
-    }
-  };
-  expect_derivatives(x, dx, "dx");
-  expect_derivatives(scale, dscale, "dscale");
-  expect_derivatives(shift, dshift, "dshift");
+  expect_derivatives(x_, dx, "dx");
+  expect_derivatives(scale_, dscale, "dscale");
+  expect_derivatives(shift_, dshift, "dshift");
+  if (problem_.adds_residual == 1) expect_derivatives(residual_, dresidual, "dresidual");
 }
 
 INSTANTIATE_TEST_SUITE_P(Sources, FiniteDifferences,
                          ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
-                                            ::testing::Values(POPNORM_BATCH, POPNORM_GIVEN)));
+                                            ::testing::Values(POPNORM_BATCH, POPNORM_GIVEN),
+                                            ::testing::Values(POPNORM_IDENTITY, POPNORM_RELU, POPNORM_LEAKY_RELU),
+                                            ::testing::Bool()));
 
 }  // namespace
 }  // namespace popnorm_test

@@ -108,7 +108,8 @@ class Stages : public ::testing::TestWithParam<std::tuple<popnorm_layout, popnor
   static Configuration configuration_of(const Shape& shape) {
     Configuration k;
     k.layout = std::get<0>(GetParam());
-    k.storage = k.parameters = k.statistics = std::get<1>(GetParam());
+    k.storage = std::get<1>(GetParam());
+    k.parameters = k.statistics = arithmetic_type(k.storage);
     k.n = shape.n;
     k.c = shape.c;
     k.s = shape.s;
@@ -168,7 +169,7 @@ TEST_P(Stages, ComposedAreForwardAndBackwardToTheBit) {
 
 INSTANTIATE_TEST_SUITE_P(Layers, Stages,
                          ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
-                                            ::testing::Values(POPNORM_F32, POPNORM_F64),
+                                            ::testing::ValuesIn(kStorageTypes),
                                             ::testing::Values(POPNORM_BATCH, POPNORM_GIVEN)));
 
 class Ranks : public ::testing::TestWithParam<std::tuple<popnorm_layout, popnorm_type>> {};
@@ -179,7 +180,8 @@ TEST_P(Ranks, AgreeWithTheWholeBatch) {
   const auto& [layout, storage] = GetParam();
   Configuration k;
   k.layout = layout;
-  k.storage = k.parameters = k.statistics = storage;
+  k.storage = storage;
+  k.parameters = k.statistics = arithmetic_type(storage);
   k.n = 23;
   k.c = 9;
   k.s = 130;
@@ -241,7 +243,7 @@ TEST_P(Ranks, AgreeWithTheWholeBatch) {
 
 INSTANTIATE_TEST_SUITE_P(Layers, Ranks,
                          ::testing::Combine(::testing::Values(POPNORM_NCHW, POPNORM_NHWC),
-                                            ::testing::Values(POPNORM_F32, POPNORM_F64)));
+                                            ::testing::ValuesIn(kStorageTypes)));
 
 // ---------------------------------------------------------------------------------------------------- combine
 

@@ -57,7 +57,7 @@ std::vector<Configuration> shapes() {
       k.c = c;
       k.s = s;
       k.storage = storage;
-      k.parameters = k.statistics = storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32;
+      k.parameters = k.statistics = arithmetic_type(storage);
       all.push_back(k);
     }
   };
@@ -231,7 +231,7 @@ TEST(GoldenBits, OfMapsAreThoseOfTheNumericsVersion) {
       shape.c = k.c;
       shape.s = k.s;
       shape.storage = k.storage;
-      shape.parameters = shape.statistics = k.storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32;
+      shape.parameters = shape.statistics = arithmetic_type(k.storage);
       Random random(k.name);
       random.avoid_libm();
       MapCase c(shape, k.maps, needs_one_slot(k.maps), random);

@@ -19,6 +19,8 @@ const popnorm::reference::Format& format_of(popnorm_type type);
 inline const popnorm::reference::Format& arithmetic_of(popnorm_type type) {
   return type == POPNORM_F64 ? popnorm::reference::kF64 : popnorm::reference::kF32;
 }
+// The type that parameters and statistics have where a test does not choose another.
+inline popnorm_type arithmetic_type(popnorm_type storage) { return storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32; }
 const char* name_of(popnorm_type type);
 
 // `value` as `type` holds it.
