@@ -268,9 +268,7 @@ class ScaledCase {
     Random random(stream);
     k_ = random_configuration(random);
     maps_ = random_maps(random, k_.n);
-    maps_.activation = random.pick({POPNORM_RELU, POPNORM_LEAKY_RELU, POPNORM_IDENTITY});
-    maps_.slope = random.pick({0.01, -0.5, 2.0});
-    maps_.residual = maps_.activation == POPNORM_IDENTITY || random.coin();
+    add_random_fusion(random, maps_);
   }
 
   struct Factors {

@@ -102,6 +102,12 @@ MapSet random_maps(Random& random, std::int64_t n) {
 
 bool needs_one_slot(const MapSet& m) { return m.statistics == POPNORM_BLEND || m.statistics == POPNORM_RENORM; }
 
+void add_random_fusion(Random& random, MapSet& m) {
+  m.activation = random.pick({POPNORM_IDENTITY, POPNORM_RELU, POPNORM_RELU, POPNORM_LEAKY_RELU});
+  m.slope = random.pick({0.01, -0.5, 2.0});
+  m.residual = m.activation == POPNORM_IDENTITY || random.coin();
+}
+
 void expect_same(const MapForward& a, const MapForward& b) {
   EXPECT_TRUE(same_bits(a.y, b.y)) << "y";
   EXPECT_TRUE(same_bits(a.saved_mean, b.saved_mean)) << "saved_mean";

@@ -36,6 +36,8 @@ std::ostream& operator<<(std::ostream& out, const MapSet& m);
 // Maps, weights and a source, and whether that needs a group's samples to have one slot.
 MapSet random_maps(Random& random, std::int64_t n);
 bool needs_one_slot(const MapSet& m);
+// Has them followed by a residual, an activation or both.
+void add_random_fusion(Random& random, MapSet& m);
 
 // A map of n samples, and a layer of any type, layout, strides and alignment, small enough to be many.
 popnorm_map random_map(Random& random, std::int64_t n);

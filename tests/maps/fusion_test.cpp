@@ -15,9 +15,7 @@ bool has_f32_sums(const Configuration& k) { return !on_cuda() || k.storage == PO
 MapSet random_fusions(Random& random, const Configuration& k) {
   MapSet maps = random_maps(random, k.n);
   if (!has_f32_sums(k)) maps.statistics = POPNORM_GIVEN;
-  maps.activation = random.pick({POPNORM_IDENTITY, POPNORM_RELU, POPNORM_RELU, POPNORM_LEAKY_RELU});
-  maps.slope = random.pick({0.01, -0.5, 2.0});
-  maps.residual = maps.activation == POPNORM_IDENTITY || random.coin();
+  add_random_fusion(random, maps);
   return maps;
 }
 

@@ -49,7 +49,10 @@ std::size_t size_of(popnorm_type type) {
 const popnorm::reference::Format& format_of(popnorm_type type) {
   // Of 8 and 11 digits.
   static constexpr popnorm::reference::Format kBf16{0x1p-8L, 0x1p-134L, 0x1.FEp127L}, kF16{0x1p-11L, 0x1p-25L, 65504};
-  return type == POPNORM_BF16 ? kBf16 : type == POPNORM_F16 ? kF16 : arithmetic_of(type);
+  return type == POPNORM_BF16  ? kBf16
+         : type == POPNORM_F16 ? kF16
+         : type == POPNORM_F64 ? popnorm::reference::kF64
+                               : popnorm::reference::kF32;
 }
 
 const char* name_of(popnorm_type type) {

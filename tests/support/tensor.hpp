@@ -14,13 +14,11 @@
 namespace popnorm_test {
 
 std::size_t size_of(popnorm_type type);
+// What a type is computed in, which parameters and statistics are where a test does not choose.
+inline popnorm_type arithmetic_type(popnorm_type storage) { return storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32; }
 // Of the type itself, and of what it is computed in.
 const popnorm::reference::Format& format_of(popnorm_type type);
-inline const popnorm::reference::Format& arithmetic_of(popnorm_type type) {
-  return type == POPNORM_F64 ? popnorm::reference::kF64 : popnorm::reference::kF32;
-}
-// The type that parameters and statistics have where a test does not choose another.
-inline popnorm_type arithmetic_type(popnorm_type storage) { return storage == POPNORM_F64 ? POPNORM_F64 : POPNORM_F32; }
+inline const popnorm::reference::Format& arithmetic_of(popnorm_type type) { return format_of(arithmetic_type(type)); }
 const char* name_of(popnorm_type type);
 
 // `value` as `type` holds it.
